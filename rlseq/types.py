@@ -1,0 +1,124 @@
+"""The words that every layer shares: shapes and the frozen records that travel between the stages.
+
+Shapes, used in every docstring of the library:
+
+=====  =============================================
+**B**  batch (rows; in acting, environments)
+**K**  environment steps in a window
+**L**  tokens in a sequence
+**T**  environment steps in a trajectory
+**N**  environment steps in a store
+**D**  width of a backbone
+**H**  heads
+**E**  width of a head
+**W**  attention window, in tokens (keys, the query's own included)
+**S**  observation size
+**A**  action size
+=====  =============================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One episode, time first. The final observation, which no action follows, is not part of it.
+
+    Attributes:
+        obs: (T, S) float32.
+        action: (T, A) float32.
+        reward: (T,) float64.
+        terminated: the episode ended in a terminal state.
+        truncated: the episode was cut (time limit, or the recording stopped).
+    """
+
+    obs: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    terminated: bool
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a dataset says of itself and of the environment that it was recorded in.
+
+    Attributes:
+        id: the name it was opened by, such as ``minari:rlseq/hopper/medium-replay-v0``.
+        env_id: Gymnasium id to evaluate in; None where the dataset names none.
+        obs_size: S; nested observations are flattened in the order of their space.
+        action_low: (A,) float32 lower bounds of the action space.
+        action_high: (A,) float32 upper bounds.
+        max_episode_steps: time limit of the environment; None where unknown.
+        ref_min_score: return that counts as normalized score 0; None where none was published.
+        ref_max_score: return that counts as normalized score 1; None where none was published.
+    """
+
+    id: str
+    env_id: str | None
+    obs_size: int
+    action_low: np.ndarray
+    action_high: np.ndarray
+    max_episode_steps: int | None
+    ref_min_score: float | None
+    ref_max_score: float | None
+
+    @property
+    def action_size(self) -> int:
+        """A."""
+        return len(self.action_low)
+
+
+@dataclass(frozen=True)
+class DatasetStats:
+    """Figures of a whole store. Returns are undiscounted, in raw reward units; lengths in environment steps.
+
+    Attributes:
+        obs_mean: (S,) float32.
+        obs_std: (S,) float32 standard deviation, without the small constant that normalising adds.
+    """
+
+    episodes: int
+    steps: int
+    return_mean: float
+    return_std: float
+    return_min: float
+    return_max: float
+    length_mean: float
+    length_min: int
+    length_max: int
+    obs_mean: np.ndarray
+    obs_std: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of K environment steps. Rows shorter than K are padded on the right, where mask is False.
+
+    Attributes:
+        obs: (B, K, S) float32, raw.
+        action: (B, K, A) float32, raw.
+        reward: (B, K) float32.
+        return_to_go: (B, K) float32, raw units: the sum of rewards from this step to the end of its episode.
+        timestep: (B, K) int64, counted from the start of the episode.
+        reset: (B, K) bool, True on an episode's first step.
+        mask: (B, K) bool, True on real steps.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    return_to_go: Tensor
+    timestep: Tensor
+    reset: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device; copies from pinned memory do not block."""
+        return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
