@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 class RlseqError(Exception):
-    """Base of every error that rlseq raises for a user's input; the command line turns it into one line and exit code 2."""
+    """Base of every error that a user's input can cause; the command line turns it into one line and exit code 2."""
 
 
 class ConfigError(RlseqError, ValueError):
@@ -18,13 +18,14 @@ class ConfigError(RlseqError, ValueError):
 
 
 class UnknownNameError(ConfigError):
-    """A name (backbone, dataset, agent, recipe) that is in no table; the message has the nearest match and the whole list."""
+    """A name (backbone, dataset, agent, recipe) in no table; the message has the nearest match and the whole list."""
 
-    def __init__(self, what: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, what: str, name: str, known: Iterable[str], advice: str = "") -> None:
         names = sorted(known)
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        super().__init__(f"unknown {what} {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
+        listed = ", ".join(names) or "none"
+        super().__init__(f"unknown {what} {name!r}.{hint} Known: {listed}. {advice}".rstrip())
 
 
 class ShapeError(RlseqError, ValueError):

@@ -19,7 +19,8 @@ Shapes, used in every docstring of the library:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,8 @@ class DatasetInfo:
         max_episode_steps: time limit of the environment; None where unknown.
         ref_min_score: return that counts as normalized score 0; None where none was published.
         ref_max_score: return that counts as normalized score 1; None where none was published.
+        env_kwargs: keyword arguments of ``gymnasium.make`` that the recording environment had; JSON values only.
+        dropped_obs: columns of the environment's flat observation that the dataset leaves out.
     """
 
     id: str
@@ -68,6 +71,8 @@ class DatasetInfo:
     max_episode_steps: int | None
     ref_min_score: float | None
     ref_max_score: float | None
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    dropped_obs: tuple[int, ...] = ()
 
     @property
     def action_size(self) -> int:

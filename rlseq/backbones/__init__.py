@@ -1,1 +1,108 @@
-"""Stub."""
+"""Stage 5 of 7: sequence models, (B, L, D) tokens -> (B, L, D) features, all under one contract.
+
+The folder is the registry: every public file is a backbone, found by its name. A dotted name is a module outside rlseq
+with the same two things in it: a frozen dataclass ``Config`` (with ``width`` and ``depth``) and ``build(config)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from rlseq.backbones._protocol import Backbone, Mixer, State, parameter_count, state_bytes
+from rlseq.backbones._stack import Block, GatedMLP, RMSNorm, Stack, TwoLayerMLP
+from rlseq.errors import ConfigError, UnknownNameError
+
+__all__ = [
+    "Backbone",
+    "Block",
+    "GatedMLP",
+    "Mixer",
+    "RMSNorm",
+    "Stack",
+    "State",
+    "TwoLayerMLP",
+    "available",
+    "build",
+    "config_class",
+    "is_recurrent",
+    "load",
+    "parameter_count",
+    "state_bytes",
+]
+
+
+def available() -> list[str]:
+    """Names of the backbones that come with rlseq, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def load(name: str) -> ModuleType:
+    """Import a backbone's module: a name of ``available()``, or the dotted name of an outside plug-in.
+
+    Raises:
+        UnknownNameError: no such file in the folder.
+        ConfigError: the plug-in cannot be found, or lacks ``Config`` or ``build``.
+    """
+    if "." not in name:
+        if name not in available():
+            raise UnknownNameError("backbone", name, available())
+        return importlib.import_module(f"{__name__}.{name}")
+    if not _can_be_found(name):
+        raise ConfigError(
+            f"load: a backbone plug-in must be an importable module, got {name!r}. Is its folder on PYTHONPATH?"
+        )
+    module = importlib.import_module(name)
+    missing = [part for part in ("Config", "build") if not callable(getattr(module, part, None))]
+    if missing:
+        raise ConfigError(
+            f"load: a backbone plug-in must define Config and build, got {name!r} without {' and '.join(missing)}. "
+            "rlseq/backbones/hawk.py is an example."
+        )
+    return module
+
+
+def config_class(name: str) -> type[Any]:
+    """The frozen dataclass of a backbone's options."""
+    return load(name).Config
+
+
+def build(name: str, *, width: int, depth: int, **options: Any) -> nn.Module:
+    """Build a backbone with fresh weights from torch's random generator.
+
+    Args:
+        name: a name of ``available()`` or a dotted plug-in.
+        width: D, of tokens and features.
+        depth: number of layers.
+        options: further fields of the backbone's Config.
+
+    Raises:
+        UnknownNameError: no such backbone, or no such option.
+        ConfigError: an option outside its range.
+    """
+    module = load(name)
+    known = [field.name for field in dataclasses.fields(module.Config)]
+    for option in options:
+        if option not in known:
+            raise UnknownNameError(f"option of backbone {name}", option, known)
+    return module.build(module.Config(width=width, depth=depth, **options))
+
+
+def is_recurrent(config: Any) -> bool:
+    """True unless the Config says ``recurrent: ClassVar[bool] = False``; agents choose tokens and windows by it."""
+    return bool(getattr(config, "recurrent", True))
+
+
+def _can_be_found(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            return False
+        raise

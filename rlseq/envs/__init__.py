@@ -1,1 +1,124 @@
-"""Stub."""
+"""The Gymnasium side: environments as flat vectors, made quietly, held against a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlseq.envs._quiet import quiet_mujoco
+from rlseq.errors import ConfigError, SpaceError, UnknownNameError
+from rlseq.types import DatasetInfo
+
+if TYPE_CHECKING:
+    import gymnasium
+    from gymnasium.vector import VectorEnv
+
+__all__ = ["check_spaces", "make", "make_for"]
+
+
+def make(
+    env_id: str,
+    num_envs: int = 1,
+    seed: int | None = None,
+    *,
+    dropped_obs: Iterable[int] = (),
+    **env_kwargs: Any,
+) -> VectorEnv[Any, Any, Any]:
+    """`num_envs` copies of a Gymnasium environment as one vector environment with next-step autoreset.
+
+    Observations are flat: nested ones are flattened as `gymnasium.spaces.flatten` does, and `dropped_obs` columns are
+    left out after that. MuJoCo's deprecation notes for Gymnasium's models are swallowed.
+
+    Args:
+        env_id: Gymnasium id, or ``module:id``.
+        num_envs: rows.
+        seed: environment i starts from seed + i, and the action space from seed: what follows a plain `reset()` is
+            then the same in every run.
+        dropped_obs: columns of the flat observation that the agent does not see, `DatasetInfo.dropped_obs`.
+        env_kwargs: for `gymnasium.make`.
+    Raises:
+        UnknownNameError: no such id.
+        ConfigError: the environment cannot be made (a missing package, a wrong argument), or num_envs < 1.
+    """
+    import gymnasium
+    from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+    if num_envs < 1:
+        raise ConfigError(f"make: num_envs must be >= 1, got {num_envs}. Give a larger one.")
+    dropped = tuple(dropped_obs)
+
+    def one() -> gymnasium.Env[Any, Any]:
+        quiet_mujoco()  # here, so that a worker process of an asynchronous vector is quiet too
+        return _flat_env(gymnasium.make(env_id, **env_kwargs), dropped)
+
+    try:
+        envs = SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+    except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound, gymnasium.error.VersionNotFound) as error:
+        raise UnknownNameError("environment", env_id, gymnasium.registry) from error
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"make: {env_id!r} must be an environment that can be made, got {reason}.") from error
+    if seed is not None:
+        envs.reset(seed=seed)
+        envs.action_space.seed(seed)
+    return envs
+
+
+def make_for(info: DatasetInfo, num_envs: int = 1, seed: int | None = None) -> VectorEnv[Any, Any, Any]:
+    """The environment that a dataset names, checked against it.
+
+    Raises:
+        ConfigError: the dataset names none, or see `make`.
+        SpaceError: see `check_spaces`.
+    """
+    if info.env_id is None:
+        raise ConfigError(f"make_for: {info.id} must name an environment, got none. Name one to evaluate in.")
+    envs = make(info.env_id, num_envs, seed, dropped_obs=info.dropped_obs, **info.env_kwargs)
+    check_spaces(envs, info)
+    return envs
+
+
+def check_spaces(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], info: DatasetInfo) -> None:
+    """Observation size, action size and action bounds of `env` are the dataset's.
+
+    Raises:
+        SpaceError: they are not; the message lists all that differ.
+    """
+    from gymnasium import spaces
+
+    obs_space = getattr(env, "single_observation_space", env.observation_space)
+    action_space = getattr(env, "single_action_space", env.action_space)
+    differ: list[str] = []
+    if not isinstance(obs_space, spaces.Box) or obs_space.shape != (info.obs_size,):
+        differ.append(f"observations: dataset {info.obs_size} numbers, environment {obs_space}")
+    if not isinstance(action_space, spaces.Box) or action_space.shape != (info.action_size,):
+        differ.append(f"actions: dataset {info.action_size} numbers, environment {action_space}")
+    else:
+        for bound, ours in (("low", info.action_low), ("high", info.action_high)):
+            theirs = getattr(action_space, bound)
+            if not np.allclose(ours, theirs):
+                differ.append(f"action {bound}: dataset {ours.tolist()}, environment {theirs.tolist()}")
+    if differ:
+        raise SpaceError(
+            f"check_spaces: the environment must fit {info.id}, got {'; '.join(differ)}. Evaluate in "
+            f"{info.env_id or 'the environment that it was recorded in'}."
+        )
+
+
+def _flat_env(env: gymnasium.Env[Any, Any], dropped: tuple[int, ...]) -> gymnasium.Env[Any, Any]:
+    from gymnasium import spaces
+    from gymnasium.wrappers import FlattenObservation, TransformObservation
+
+    space = env.observation_space
+    if isinstance(space, spaces.Dict | spaces.Tuple) or (isinstance(space, spaces.Box) and len(space.shape) != 1):
+        env = FlattenObservation(env)
+    if not dropped:
+        return env
+    flat = env.observation_space
+    if not isinstance(flat, spaces.Box) or max(dropped) >= flat.shape[0]:
+        raise ConfigError(f"make: dropped_obs must be columns of {flat}, got {dropped}. Drop none.")
+    kept = np.setdiff1d(np.arange(flat.shape[0]), dropped)
+    seen = spaces.Box(flat.low[kept], flat.high[kept], dtype=flat.dtype.type)
+    return TransformObservation(env, lambda obs: obs[kept], seen)

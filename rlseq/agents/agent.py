@@ -1,0 +1,184 @@
+"""What every agent shares: the scales of the data, the loss, and the way to a policy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rlseq.agents.heads import masked_mse
+from rlseq.agents.policy import Policy
+from rlseq.agents.tokens import Inputs
+from rlseq.errors import ConfigError, SpaceError
+from rlseq.types import Batch, DatasetInfo, DatasetStats
+
+OBS_EPSILON = 1e-6
+
+
+class Loss(NamedTuple):
+    """What `Agent.loss` returns: the value to minimise, figures to log, and the state after the batch."""
+
+    value: Tensor
+    metrics: dict[str, Tensor]
+    state: Any
+
+
+class Agent(nn.Module):
+    """An agent reads K steps at once (`forward`) or one at a time with a state (`step`) and says the actions.
+
+    Args:
+        info: the dataset's own description; the bounds of the action space come from it.
+        stats: the dataset's figures; observations are normalised as (obs - mean) / (std + 1e-6).
+        window: K, environment steps that a training row holds and that window mode re-reads.
+        return_scale: raw return-to-go is divided by this; the largest absolute return of the dataset if None.
+        target_return: raw return to ask for when none is given; the dataset's best return if None.
+
+    Raises:
+        SpaceError: the action space is not bounded.
+        ConfigError: return_scale is not positive or target_return is not finite.
+    """
+
+    obs_mean: Tensor
+    obs_std: Tensor
+    action_middle: Tensor
+    action_half: Tensor
+    reads_past = True
+
+    def __init__(
+        self,
+        info: DatasetInfo,
+        stats: DatasetStats,
+        *,
+        window: int,
+        return_scale: float | None = None,
+        target_return: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.info, self.stats, self.window = info, stats, window
+        largest = max(abs(stats.return_min), abs(stats.return_max))
+        self.return_scale = return_scale if return_scale is not None else (largest or 1.0)
+        if not (math.isfinite(self.return_scale) and self.return_scale > 0):
+            raise ConfigError(f"Agent: return_scale must be a positive number, got {self.return_scale}.")
+        self.target_return = stats.return_max if target_return is None else target_return
+        if not math.isfinite(self.target_return):
+            raise ConfigError(f"Agent: target_return must be finite, got {self.target_return}.")
+        low, high = torch.as_tensor(info.action_low).float(), torch.as_tensor(info.action_high).float()
+        if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high)).all()):
+            raise SpaceError(
+                f"Agent: the action space must be bounded with low < high, got low {low.tolist()}, high "
+                f"{high.tolist()}. Rescale the dataset's actions to a bounded box."
+            )
+        for name, value in {
+            "obs_mean": torch.as_tensor(stats.obs_mean).float(),
+            "obs_std": torch.as_tensor(stats.obs_std).float(),
+            "action_middle": (low + high) / 2,
+            "action_half": (high - low) / 2,
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+
+    # --- one code path from raw numbers to the network's inputs, for training and acting -------------------------
+
+    def scaled_action(self, action: Tensor) -> Tensor:
+        """Raw action (..., A) -> [-1, 1]."""
+        return (action - self.action_middle) / self.action_half
+
+    def to_bounds(self, action_scaled: Tensor) -> Tensor:
+        """[-1, 1] (..., A) -> the action space's bounds."""
+        return self.action_middle + self.action_half * action_scaled
+
+    def inputs(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        return_to_go: Tensor,
+        timestep: Tensor,
+        reset: Tensor,
+        previous_action: Tensor,
+        previous_reward: Tensor,
+        known: Tensor,
+    ) -> Inputs:
+        """Raw arrays (B, K, ...) -> `Inputs`; the only place where observations, returns and actions are scaled.
+
+        known (B, K) bool says where there is a previous step; elsewhere its action and reward are fed as zeros.
+        """
+        return Inputs(
+            obs=(obs - self.obs_mean) / (self.obs_std + OBS_EPSILON),
+            return_to_go_scaled=(return_to_go / self.return_scale).unsqueeze(-1),
+            action=self.scaled_action(action),
+            previous_action=self.scaled_action(previous_action).masked_fill(~known.unsqueeze(-1), 0.0),
+            previous_reward_scaled=(previous_reward / self.return_scale).masked_fill(~known, 0.0).unsqueeze(-1),
+            timestep=timestep,
+            reset=reset,
+        )
+
+    def window_inputs(self, batch: Batch) -> Inputs:
+        """A training batch -> `Inputs`."""
+        known = ~batch.reset
+        known[:, 0] = False
+        return self.inputs(
+            batch.obs,
+            batch.action,
+            batch.return_to_go,
+            batch.timestep,
+            batch.reset,
+            previous_action=batch.action.roll(1, dims=1),
+            previous_reward=batch.reward.roll(1, dims=1),
+            known=known,
+        )
+
+    # --- what an agent implements -----------------------------------------------------------------------------------
+
+    def init_state(self, batch_size: int) -> Any:
+        """State before an episode's first step: a pytree of tensors, batch first, whose size does not depend on time."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Inputs, state: Any = None) -> tuple[Tensor, Any]:
+        """K steps at once: actions (B, K, A) in [-1, 1], each from what came before it only, and the state after them."""
+        raise NotImplementedError
+
+    def step(self, inputs: Inputs, state: Any) -> tuple[Tensor, Any]:
+        """One step (K = 1): action (B, A) in [-1, 1] and the next state."""
+        raise NotImplementedError
+
+    # --- what an agent gives ----------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, state: Any = None) -> Loss:
+        """Mean squared error of the actions over valid steps, in scaled units.
+
+        Args:
+            batch: B rows of K steps.
+            state: where row b starts from; zeros if None.
+        """
+        prediction, state = self(self.training_inputs(batch), state)
+        value = masked_mse(prediction, self.scaled_action(batch.action), batch.mask)
+        return Loss(value, {"loss": value.detach()}, state)
+
+    def training_inputs(self, batch: Batch) -> Inputs:
+        """`window_inputs` with whatever noise the agent trains under."""
+        return self.window_inputs(batch)
+
+    def check_timesteps(self, longest: int) -> None:
+        """Raises ConfigError where an episode of `longest` steps does not fit the agent; most agents have no limit."""
+
+    def policy(
+        self,
+        num_envs: int = 1,
+        *,
+        target_return: float | Tensor | None = None,
+        mode: str = "recurrent",
+        window: int | None = None,
+    ) -> Policy:
+        """A policy for num_envs environments.
+
+        Args:
+            num_envs: rows; each has a state of its own.
+            target_return: raw return to ask for, one for all or (num_envs,); the dataset's best if None.
+            mode: ``recurrent`` carries the state, O(1) a step; ``window`` re-reads the last `window` steps at every step.
+            window: environment steps that window mode reads; the training window if None.
+
+        Raises:
+            ConfigError: unknown mode, or sizes that do not fit.
+        """
+        return Policy(self, num_envs, target_return=target_return, mode=mode, window=window)

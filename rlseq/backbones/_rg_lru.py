@@ -1,0 +1,131 @@
+"""Griffin's recurrent block: a short convolution and a gated linear recurrence beside a GeLU branch.
+
+    left  = rg_lru(conv(W_l x + b_l));  right = gelu(W_r x + b_r);  y = W_o (left * right) + b_o
+
+Source: De et al. 2024, arXiv 2402.19427, figure 2c and section 2.3; RG-LRU is its section 2.4, eq. 1-4.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlseq.backbones._stack import fan_in_linear
+from rlseq.kernels import causal_conv, rg_lru
+
+CONV_WIDTH = 4
+DECAY_EXPONENT = 8.0
+
+DecayInit: TypeAlias = Literal["paper", "released"]
+
+
+class RecurrentState(NamedTuple):
+    """State of one recurrent block.
+
+    Attributes:
+        conv: (B, 3, R) the last three inputs of the convolution, oldest first; zeros before a reset.
+        hidden: (B, R) float64, h of the RG-LRU.
+    """
+
+    conv: Tensor
+    hidden: Tensor
+
+
+def recurrent_width(width: int, heads: int) -> int:
+    """R: 4 D / 3 rounded up to a multiple of 8 x heads, so that every head's block is a multiple of 8."""
+    multiple = 8 * heads
+    return -(-4 * width // (3 * multiple)) * multiple
+
+
+class RecurrentMixer(nn.Module):
+    """Griffin's recurrent block as a mixer.
+
+    Args:
+        width: D.
+        heads: H, number of diagonal blocks of the gates' matrices.
+        decay_init: "paper": a^c uniform in (0.9, 0.999); "released": a itself in (0.9, 0.999), uniform in a^2.
+        output_std_scale: factor on the standard deviation 1/sqrt(R) of W_o's initial values.
+    """
+
+    def __init__(
+        self, width: int, heads: int = 4, decay_init: DecayInit = "paper", output_std_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        inner = recurrent_width(width, heads)
+        block = inner // heads
+        self.heads = heads
+        self.inner = fan_in_linear(width, 2 * inner)
+        self.conv_weight = nn.Parameter(torch.empty(CONV_WIDTH, inner).normal_(std=(0.01 / CONV_WIDTH) ** 0.5))
+        self.conv_bias = nn.Parameter(torch.zeros(inner))
+        self.gate_weight = nn.Parameter(torch.empty(heads, block, 2 * block).normal_(std=block**-0.5))
+        self.gate_bias = nn.Parameter(torch.zeros(heads, 1, 2 * block))
+        self.decay = nn.Parameter(initial_decay(inner, decay_init))
+        self.out = fan_in_linear(inner, width, output_std_scale)
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> RecurrentState:
+        """Zeros; ``dtype`` is the convolution buffer's, the hidden state is float64."""
+        device = self.decay.device if device is None else device
+        dtype = self.decay.dtype if dtype is None else dtype
+        inner = len(self.decay)
+        return RecurrentState(
+            torch.zeros(batch_size, CONV_WIDTH - 1, inner, device=device, dtype=dtype),
+            torch.zeros(batch_size, inner, device=device, dtype=torch.float64),
+        )
+
+    def forward(
+        self, x: Tensor, state: RecurrentState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, RecurrentState]:
+        """(B, L, D), (B, L) -> (B, L, D), state after the last token."""
+        conv_state, hidden = (None, None) if state is None else state
+        left, right = self.inner(x).chunk(2, dim=-1)
+        left, conv_state = causal_conv(left, self.conv_weight, self.conv_bias, conv_state, reset)
+        gate_x, gate_a = self._gates(left).unbind(0)
+        left, hidden = rg_lru(left, gate_x, gate_a, self.decay, hidden, reset, c=DECAY_EXPONENT)
+        return self.out(left * F.gelu(right, approximate="tanh")), RecurrentState(conv_state, hidden)
+
+    def step(self, x: Tensor, state: RecurrentState, reset: Tensor | None = None) -> tuple[Tensor, RecurrentState]:
+        """(B, D), (B,) -> (B, D), next state; plain tensor code, because acting is bound by the number of calls."""
+        left, right = self.inner(x).chunk(2, dim=-1)
+        conv_state, hidden = state
+        if reset is not None:
+            reset = reset.unsqueeze(1)
+            conv_state = conv_state.masked_fill(reset.unsqueeze(1), 0.0)
+            hidden = hidden.masked_fill(reset, 0.0)
+        taps = torch.cat((conv_state.to(left.dtype), left.unsqueeze(1)), dim=1)
+        left = (taps * self.conv_weight).sum(1) + self.conv_bias
+        # float64 like the hidden state: one conversion instead of many, and 1 - a^2 keeps its digits and its gradient.
+        input_gate, recurrence_gate = self._gates(left).double().sigmoid().unbind(0)
+        log_decay = recurrence_gate * (F.softplus(self.decay) * -DECAY_EXPONENT)
+        drop = torch.expm1(log_decay)
+        scale = torch.sqrt(-drop * (drop + 2.0))
+        if reset is not None:
+            scale = scale.masked_fill(reset, 1.0)
+        hidden = torch.addcmul(scale * input_gate * left, drop, hidden) + hidden
+        mixed = hidden.to(left.dtype) * F.gelu(right, approximate="tanh")
+        return self.out(mixed), RecurrentState(taps[:, 1:].to(conv_state.dtype), hidden)
+
+    def _gates(self, x: Tensor) -> Tensor:
+        """Logits (2, ..., R) of the input and the recurrence gate: block-diagonal linears of x (..., R), in one bmm."""
+        blocks = x.reshape(-1, self.heads, x.shape[-1] // self.heads).transpose(0, 1)
+        gates = torch.baddbmm(self.gate_bias, blocks, self.gate_weight)
+        return gates.unflatten(2, (2, -1)).permute(2, 1, 0, 3).reshape(2, *x.shape)
+
+
+def initial_decay(inner: int, decay_init: DecayInit) -> Tensor:
+    """Lambda (R,) of a = sigmoid(-Lambda): softplus(Lambda) = -log a (RG-LRU's section 2.4).
+
+    paper: a^8 uniform in (0.9, 0.999), time constants 19 to 2,000 steps at r = 0.5. released: a in (0.9, 0.999) with
+    a^2 uniform, as in the authors' released code, 2.4 to 250 steps.
+    """
+    low, high = 0.9, 0.999
+    uniform = torch.rand(inner)
+    if decay_init == "paper":
+        minus_log_a = -torch.log(low + (high - low) * uniform) / DECAY_EXPONENT
+    else:
+        minus_log_a = -0.5 * torch.log(low**2 + (high**2 - low**2) * uniform)
+    return torch.log(torch.expm1(minus_log_a))

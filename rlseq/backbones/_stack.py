@@ -1,0 +1,187 @@
+"""Residual stack: x += mixer(norm(x)); x += mlp(norm(x)); a last norm. Its state is the tuple of its mixers' states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlseq.backbones._protocol import Mixer, State, check_tokens
+from rlseq.errors import ShapeError
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * (1 + scale), scale starting at 0 (Griffin, arXiv 2402.19427, section 2.1)."""
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D), dtype kept."""
+        return F.rms_norm(x, self.scale.shape, self.scale + 1.0, self.eps)
+
+
+class TwoLayerMLP(nn.Module):
+    """W2 relu(W1 x + b1) + b2 with ``expansion`` D hidden units."""
+
+    def __init__(self, width: int, expansion: int = 4) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, expansion * width)
+        self.down = nn.Linear(expansion * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.down(F.relu(self.up(x)))
+
+
+class GatedMLP(nn.Module):
+    """W3 (gelu(W1 x + b1) * (W2 x + b2)) + b3 ; hidden units: ``expansion`` D; gelu is the tanh form.
+
+    Args:
+        width: D.
+        expansion: hidden units per D.
+        output_std_scale: factor on the standard deviation 1/sqrt(fan-in) of W3's initial values.
+    """
+
+    def __init__(self, width: int, expansion: int = 3, output_std_scale: float = 1.0) -> None:
+        super().__init__()
+        hidden = expansion * width
+        self.up = fan_in_linear(width, 2 * hidden)
+        self.down = fan_in_linear(hidden, width, output_std_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(F.gelu(gate, approximate="tanh") * value)
+
+
+def fan_in_linear(inputs: int, outputs: int, std_scale: float = 1.0) -> nn.Linear:
+    """A linear with weights N(0, std_scale / sqrt(inputs)) and bias 0."""
+    linear = nn.Linear(inputs, outputs)
+    nn.init.normal_(linear.weight, std=std_scale * inputs**-0.5)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class Block(nn.Module):
+    """One layer: x += dropout(mixer(norm(x))), then, where there is an MLP, x += dropout(mlp(norm(x)))."""
+
+    def __init__(
+        self,
+        width: int,
+        mixer: Mixer,
+        mlp: nn.Module | None,
+        norm: Callable[[int], nn.Module] = RMSNorm,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.mixer_norm = norm(width)
+        self.mixer: Any = mixer
+        self.mlp_norm = norm(width) if mlp is not None else None
+        self.mlp = mlp
+        self.dropout = dropout
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> State:
+        """The mixer's initial state."""
+        return self.mixer.init_state(batch_size, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor, state: State | None = None, reset: Tensor | None = None) -> tuple[Tensor, State]:
+        """(B, L, D), (B, L) -> (B, L, D), state."""
+        mixed, state = self.mixer(self.mixer_norm(x), state, reset)
+        return self._feed_forward(x + self._drop(mixed)), state
+
+    def step(self, x: Tensor, state: State, reset: Tensor | None = None) -> tuple[Tensor, State]:
+        """(B, D), (B,) -> (B, D), state."""
+        mixed, state = self.mixer.step(self.mixer_norm(x), state, reset)
+        return self._feed_forward(x + self._drop(mixed)), state
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        if self.mlp is None or self.mlp_norm is None:
+            return x
+        return x + self._drop(self.mlp(self.mlp_norm(x)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+
+
+class Stack(nn.Module):
+    """Blocks one after the other and a last norm: a Backbone out of any mixers.
+
+    Args:
+        width: D.
+        blocks: the layers, first to last.
+        norm: class of the last norm.
+    """
+
+    def __init__(self, width: int, blocks: Sequence[Block], norm: Callable[[int], nn.Module] = RMSNorm) -> None:
+        super().__init__()
+        self.width = width
+        self.blocks = nn.ModuleList(blocks)
+        self.last_norm = norm(width)
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> tuple[State, ...]:
+        """Zeros: one state a layer (see ``Backbone.init_state``)."""
+        parameter = next(self.last_norm.parameters())
+        device = parameter.device if device is None else device
+        dtype = parameter.dtype if dtype is None else dtype
+        return tuple(block.init_state(batch_size, device=device, dtype=dtype) for block in self._blocks())
+
+    def forward(
+        self, x: Tensor, state: tuple[State, ...] | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        """Run over L tokens.
+
+        Args:
+            x: (B, L, D) tokens, L >= 1.
+            state: from ``init_state``, ``forward`` or ``step``; zeros if None.
+            reset: (B, L) bool, True on the first token of an episode; none if None.
+
+        Returns:
+            (B, L, D) features and the state after the last token.
+
+        Raises:
+            ShapeError: x, state or reset do not fit each other.
+        """
+        check_tokens("forward", x, self.width, reset, rank=3)
+        states = (None,) * len(self.blocks) if state is None else state
+        self._check_layers("forward", states)
+        following = []
+        for block, block_state in zip(self._blocks(), states, strict=True):
+            x, block_state = block(x, block_state, reset)
+            following.append(block_state)
+        return self.last_norm(x), tuple(following)
+
+    def step(
+        self, x: Tensor, state: tuple[State, ...], reset: Tensor | None = None
+    ) -> tuple[Tensor, tuple[State, ...]]:
+        """Run over one token: (B, D) and (B,) bool -> (B, D) features and the next state.
+
+        Raises:
+            ShapeError: x, state or reset do not fit each other.
+        """
+        check_tokens("step", x, self.width, reset, rank=2)
+        self._check_layers("step", state)
+        following = []
+        for block, block_state in zip(self._blocks(), state, strict=True):
+            x, block_state = block.step(x, block_state, reset)
+            following.append(block_state)
+        return self.last_norm(x), tuple(following)
+
+    def _blocks(self) -> Iterable[Block]:
+        return cast(Iterable[Block], self.blocks)
+
+    def _check_layers(self, where: str, state: tuple[State, ...]) -> None:
+        if len(state) != len(self.blocks):
+            raise ShapeError(
+                f"{where}: state must have one entry for each of {len(self.blocks)} layers, got {len(state)}. "
+                "Make it with init_state."
+            )

@@ -1,0 +1,228 @@
+"""The command line: parsing and printing only; `rlseq.run` does the work."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from rlseq.errors import RlseqError
+
+USAGE_EXIT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, or 2 for input that cannot be used."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="rlseq",
+        description="Offline-RL agents that read trajectories as sequences and act in constant time and memory.",
+        epilog="rlseq COMMAND --help explains every option of a command.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (function, text) in COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False).set_defaults(function=function)
+    known = parser.parse_args(arguments[:1])
+    try:
+        known.function(arguments[1:])
+    except RlseqError as error:
+        print(f"rlseq: {error}", file=sys.stderr)
+        return USAGE_EXIT
+    except KeyboardInterrupt:
+        print("rlseq: stopped. Go on with --resume from the last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+# --- train ----------------------------------------------------------------------------------------------------------
+
+
+def train(arguments: list[str]) -> None:
+    """``rlseq train``."""
+    from rlseq import config, run
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--recipe", "--agent", "--backbone", "--out"):
+        first.add_argument(name)
+    first.add_argument("--resume", action="store_true")
+    known, _ = first.parse_known_args(arguments)
+    default = _starting_point(known)
+    command = _train_command(default)
+    chosen = tyro.cli(type(command), prog="rlseq train", args=arguments, description=TRAIN_HELP, default=command)
+    experiment = config.Experiment(**{f.name: getattr(chosen, f.name) for f in fields(config.Experiment)})
+    out = chosen.out if chosen.out is not None else _new_folder(experiment)
+    result = run.train_experiment(
+        experiment, out, device=chosen.device, resume=chosen.resume, overwrite=chosen.overwrite
+    )
+    console = Console()
+    console.print(
+        f"{result['updates']} updates in {result['train_seconds']:.0f} s, {result['env_steps_per_s']:,.0f} env-steps/s, "
+        f"{result['parameters']:,} parameters",
+        highlight=False,
+    )
+    if result["evaluations"]:
+        print_scores(console, result["evaluations"])
+    console.print(f"Curves:  tensorboard --logdir {out}", highlight=False, soft_wrap=True)
+    console.print(f"Again:   rlseq eval {out}", highlight=False, soft_wrap=True)
+
+
+TRAIN_HELP = """Trains an agent on a dataset, evaluates it in its environment, and writes a run folder.
+
+Without options: a Hawk agent on the bundled HalfCheetah dataset. --recipe starts from a row of published or tested
+hyper-parameters; --backbone and --agent choose what has options of its own (--backbone.width, --agent.tokens). A recipe
+named like the backbone or the agent is taken by itself."""
+
+
+def _starting_point(known: argparse.Namespace) -> Any:
+    """The experiment whose values are the defaults of the options: the resumed run's, or a recipe's."""
+    from rlseq import recipes
+    from rlseq.config import from_json
+    from rlseq.training import checkpoint
+
+    if known.resume:
+        if known.out is None:
+            raise RlseqError("train: --resume must know the run, got no --out. Give --out RUN.")
+        return from_json(checkpoint.read_config(checkpoint.latest(Path(known.out)))[0]["experiment"])
+    backbone = None if known.backbone in (None, "None") else known.backbone
+    return recipes.recipe(known.recipe, agent=known.agent, backbone=backbone)
+
+
+def _train_command(default: Any) -> Any:
+    """What tyro reads, as a dataclass holding the defaults: the experiment, with the options of its own agent and backbone, and the folder."""
+    from rlseq import agents, recipes
+    from rlseq.backbones import available
+    from rlseq.config import Experiment
+    from rlseq.training import TrainingConfig
+
+    named = Annotated[str, tyro.conf.arg(help=f"One of {', '.join(agents.AGENTS)}. Its options: --agent.OPTION.")]
+    types: dict[str, Any] = {
+        "agent": named,
+        "agent_options": Annotated[agents.load(default.agent).Config, tyro.conf.arg(name="agent")],
+        "training": Annotated[TrainingConfig, tyro.conf.arg(name="")],
+    }
+    values: dict[str, Any] = {f.name: getattr(default, f.name) for f in fields(Experiment)}
+    if values["agent_options"] is None:
+        values["agent_options"] = agents.load(default.agent).Config()
+    if default.backbone is None:
+        types |= {"backbone": tyro.conf.Suppress[None], "backbone_options": tyro.conf.Suppress[None]}
+    else:
+        text = f"One of {', '.join(available())}, or a plug-in's dotted name. Its options: --backbone.OPTION."
+        types |= {
+            "backbone": Annotated[str, tyro.conf.arg(help=text)],
+            "backbone_options": Annotated[type(default.backbone_options), tyro.conf.arg(name="backbone")],
+        }
+    rows = ", ".join(recipes.RECIPES)
+    types |= {
+        "recipe": Annotated[str | None, tyro.conf.arg(help=f"Where the defaults come from: {rows}.")],
+        "out": Annotated[Path | None, tyro.conf.arg(help="Run folder. None: runs/DATASET-BACKBONE-seedN-TIME.")],
+        "resume": Annotated[bool, tyro.conf.arg(help="Go on from the last checkpoint in --out.")],
+        "overwrite": Annotated[bool, tyro.conf.arg(help="Replace the run in --out.")],
+        "device": Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or cuda:N.")],
+    }
+    values |= {"recipe": None, "out": None, "resume": False, "overwrite": False, "device": "auto"}
+    made = make_dataclass(
+        "Train", [(k, v, field(default=None)) for k, v in types.items()], bases=(Experiment,), frozen=True, kw_only=True
+    )
+    return made(**values)
+
+
+def _new_folder(experiment: Any) -> Path:
+    name = experiment.dataset.split(":")[-1].rsplit("/", 1)[-1].removesuffix(".hdf5")
+    model = (experiment.backbone or experiment.agent).rsplit(".", 1)[-1]
+    return Path("runs") / f"{name}-{model}-seed{experiment.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def print_scores(console: Console, rows: list[dict[str, Any]]) -> None:
+    """A table of evaluations, a row each."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("mode", "target", "return", "normalized", "episodes", "us/step", "state bytes"):
+        table.add_column(name, justify="left" if name == "mode" else "right", overflow="fold")
+    for row in rows:
+        score = row["normalized_score"]
+        table.add_row(
+            row["mode"],
+            f"{row['target_return']:.0f}",
+            f"{row['return_mean']:.0f} ± {row['return_std']:.0f}",
+            "-" if score is None else f"{100 * score:.1f}",
+            str(row["episodes"]),
+            f"{row['act_us']:.0f}",
+            f"{row['state_bytes']:,}",
+        )
+    console.print(table)
+
+
+# --- eval -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Rolls a trained agent out in its environment and prints its scores."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder that `rlseq train` wrote, or one of its checkpoints."""
+
+    episodes: int = 10
+    """Episodes for every target return and mode."""
+
+    target_return: tuple[float, ...] = ()
+    """Raw returns to ask for. Empty: the agent's default."""
+
+    mode: tuple[Literal["recurrent", "window"], ...] = ("recurrent",)
+    """recurrent carries the state, O(1) a step; window re-reads the last K steps at every step."""
+
+    env: str | None = None
+    """Gymnasium id. None: the environment that the dataset names."""
+
+    seed: int = 1000
+    """Reset seed of the first episode; the next ones count up from it."""
+
+    num_envs: int | None = None
+    """Environments side by side. None: one for every episode, at most 16."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+def evaluate(arguments: list[str]) -> None:
+    """``rlseq eval``."""
+    chosen = tyro.cli(Eval, prog="rlseq eval", args=arguments)
+    from rlseq import evaluation, run
+    from rlseq.provenance import provenance
+
+    agent = run.load(chosen.run, chosen.device)
+    rows = [
+        evaluation.evaluate(
+            agent,
+            chosen.env,
+            episodes=chosen.episodes,
+            target_return=target,
+            seed=chosen.seed,
+            mode=mode,
+            num_envs=chosen.num_envs,
+            progress=not chosen.json,
+        ).as_dict()
+        for mode in chosen.mode
+        for target in chosen.target_return or (agent.target_return,)
+    ]
+    if chosen.json:
+        print(json.dumps({"run": str(chosen.run), "evaluations": rows, **provenance()}))
+    else:
+        print_scores(Console(), rows)
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "train": (train, "train an agent on a dataset and evaluate it"),
+    "eval": (evaluate, "evaluate a trained agent in its environment"),
+}

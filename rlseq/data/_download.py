@@ -1,0 +1,93 @@
+"""Downloads a file, resumable, into a temporary name that becomes the real one when the file is whole."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import IO
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from rlseq.errors import DataError
+
+_TIMEOUT = 30.0  # seconds without a byte
+_CHUNK = 1 << 20
+
+
+def download(url: str, target: Path) -> None:
+    """`url` -> `target`, by way of ``<target>.part``; a part that is there already is continued.
+
+    Shows a progress bar on a terminal. The part is locked, so that two processes do not write into each other.
+
+    Raises:
+        DataError: another process downloads it, the server cannot be reached or refuses, or the connection ended
+            early; the part stays, and the next call goes on from there.
+    """
+    import fcntl
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    with part.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(f"download: {part} must be free, got another process at it. Wait for that one.") from error
+        if target.is_file():
+            return
+        _fetch(url, target, file)
+        file.flush()
+        os.fsync(file.fileno())
+        part.replace(target)
+
+
+def _fetch(url: str, target: Path, file: IO[bytes]) -> None:
+    have = file.tell()
+    request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urlopen(request, timeout=_TIMEOUT) as response:
+            if have and response.status != 206:  # the server has no ranges and sends the file from its start
+                file.truncate(have := 0)
+            length = response.headers.get("Content-Length")
+            whole = have + int(length) if length is not None else None
+            _copy(response, file, target.name, have, whole)
+    except HTTPError as error:
+        error.close()
+        whole = _size_of_refused_range(error)
+        if whole is None:
+            raise DataError(_failed(url, target, f"status {error.code}")) from error
+        if whole < have:
+            file.truncate(0)
+            raise DataError(_failed(url, target, f"a part longer than the file's {whole} bytes")) from error
+    except (URLError, OSError) as error:
+        raise DataError(_failed(url, target, f"{getattr(error, 'reason', error)}")) from error
+    have = os.fstat(file.fileno()).st_size
+    if whole is not None and have != whole:
+        raise DataError(_failed(url, target, f"{have} of {whole} bytes"))
+
+
+def _copy(response: IO[bytes], file: IO[bytes], name: str, have: int, whole: int | None) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(name, total=whole, completed=have)
+        while chunk := response.read(_CHUNK):
+            file.write(chunk)
+            progress.advance(task, len(chunk))
+    file.flush()
+
+
+def _size_of_refused_range(error: HTTPError) -> int | None:
+    """Size of the file, from the answer to a range that starts at or after its end (``Content-Range: bytes */123``)."""
+    size = (error.headers.get("Content-Range") or "").rpartition("/")[2]
+    return int(size) if error.code == 416 and size.isdigit() else None
+
+
+def _failed(url: str, target: Path, reason: str) -> str:
+    return (
+        f"download: {url} must arrive whole, got {reason}. Try again (it goes on where it stopped), or store the file "
+        f"yourself as {target}."
+    )

@@ -1,0 +1,131 @@
+"""Scores of a policy in an environment: raw returns, and normalized ones where the dataset has reference scores.
+
+normalized_score = (return - ref_min) / (ref_max - ref_min)          (D4RL, Fu et al. 2020, arXiv 2004.07219, section 4)
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from rlseq import envs
+from rlseq.agents import Agent
+from rlseq.errors import ConfigError
+from rlseq.evaluation.rollout import rollout
+from rlseq.progress import ProgressBar
+from rlseq.types import DatasetInfo
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found; `as_dict` is what ``rlseq eval --json`` prints and ``result.json`` holds.
+
+    Attributes:
+        env_id: Gymnasium id.
+        mode: recurrent or window.
+        target_return: raw return that was asked for.
+        seeds: reset seed of every episode.
+        returns: raw undiscounted return of every episode.
+        lengths: steps of every episode.
+        normalized_scores: fractions, an episode each; None where the dataset has no reference scores.
+        act_us: microseconds of `Policy.act` a call, all rows together.
+        env_us: microseconds of the environment a call, all rows together.
+        num_envs: rows that a call acted for.
+        state_bytes: bytes that one environment's state occupies.
+    """
+
+    env_id: str
+    mode: str
+    target_return: float
+    seeds: list[int]
+    returns: list[float]
+    lengths: list[int]
+    normalized_scores: list[float] | None
+    act_us: float
+    env_us: float
+    num_envs: int
+    state_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values with means and standard deviations beside the episodes."""
+        figures: dict[str, Any] = {
+            "episodes": len(self.returns),
+            "return_mean": float(np.mean(self.returns)),
+            "return_std": float(np.std(self.returns)),
+            "return_min": float(np.min(self.returns)),
+            "return_max": float(np.max(self.returns)),
+            "length_mean": float(np.mean(self.lengths)),
+            "normalized_score": None if self.normalized_scores is None else float(np.mean(self.normalized_scores)),
+        }
+        return {**asdict(self), **figures}
+
+
+def normalized_score(returns: np.ndarray, info: DatasetInfo) -> np.ndarray | None:
+    """Fractions (n,) of raw returns (n,); None where the dataset has no reference scores."""
+    if info.ref_min_score is None or info.ref_max_score is None:
+        return None
+    return (returns - info.ref_min_score) / (info.ref_max_score - info.ref_min_score)
+
+
+def evaluate(
+    agent: Agent,
+    env_id: str | None = None,
+    *,
+    episodes: int = 10,
+    target_return: float | None = None,
+    seed: int = 0,
+    mode: str = "recurrent",
+    num_envs: int | None = None,
+    progress: bool = False,
+) -> Scores:
+    """Rolls an agent out and scores it.
+
+    Args:
+        agent: a trained agent.
+        env_id: Gymnasium id; the dataset's own if None.
+        episodes: how many; episode i is reset with seed + i.
+        target_return: raw return to ask for; the agent's default if None.
+        seed: of the first episode.
+        mode: recurrent or window.
+        num_envs: environments side by side; `episodes`, at most 16, if None.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError: no environment is known, or a number out of range.
+        SpaceError: the environment's spaces do not fit the agent.
+        UnknownNameError: Gymnasium has no such environment.
+    """
+    if episodes < 1 or seed < 0:
+        raise ConfigError(f"evaluate: episodes must be >= 1 and seed >= 0, got {episodes} and {seed}.")
+    rows = min(episodes, 16) if num_envs is None else num_envs
+    info = agent.info if env_id is None else replace(agent.info, env_id=env_id, env_kwargs={})
+    env = envs.make_for(info, rows)
+    try:
+        policy = agent.policy(rows, target_return=target_return, mode=mode)
+        limit = agent.info.max_episode_steps
+        total = None if limit is None else limit * -(-episodes // rows)
+        with ProgressBar(f"{mode} rollout", total, quiet=not progress) as bar:
+            played = rollout(
+                policy,
+                env,
+                [seed + i for i in range(episodes)],
+                on_step=lambda done, calls: bar.update(calls, f"{done}/{episodes} episodes"),
+            )
+    finally:
+        env.close()
+    scores = normalized_score(played.returns, agent.info)
+    return Scores(
+        env_id=str(info.env_id),
+        mode=mode,
+        target_return=float(policy.target_return[0]),
+        seeds=played.seeds.tolist(),
+        returns=played.returns.tolist(),
+        lengths=played.lengths.tolist(),
+        normalized_scores=None if scores is None else scores.tolist(),
+        act_us=1e6 * played.act_seconds / played.calls,
+        env_us=1e6 * played.env_seconds / played.calls,
+        num_envs=rows,
+        state_bytes=policy.state_bytes,
+    )

@@ -1,0 +1,46 @@
+"""What every op does with its arguments before any arithmetic: fit the shapes, choose the dtypes."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from rlseq.errors import ShapeError
+
+SHORT = 3
+"""Up to this many tokens a scan is a plain loop of torch ops: a kernel call would cost more, and the loop exports to ONNX."""
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def misfit(op: str, must: str, **arguments: Tensor | None) -> NoReturn:
+    """Raise a ShapeError that shows the shape and dtype of every argument."""
+    came = ", ".join(
+        f"{name} None" if value is None else f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        for name, value in arguments.items()
+    )
+    raise ShapeError(f"{op}: {must}, got {came}. Reshape or cast the argument that does not fit.")
+
+
+def all_float(*tensors: Tensor | None) -> bool:
+    """Whether each tensor that is given has one of the four float dtypes."""
+    return all(tensor is None or tensor.dtype in FLOATS for tensor in tensors)
+
+
+def fits_reset(reset: Tensor | None, like: Tensor) -> bool:
+    """Whether reset is None, or (B, L) bool for a (B, L, ...) tensor."""
+    return reset is None or (reset.shape == like.shape[:2] and reset.dtype is torch.bool)
+
+
+def compute_dtype(like: Tensor) -> torch.dtype:
+    """float64 for float64 tensors, float32 for all others: the dtype of gates, decays and sums."""
+    return torch.float64 if like.dtype is torch.float64 else torch.float32
+
+
+def initial_state(h0: Tensor | None, like: Tensor) -> Tensor:
+    """h0 as float64, or (B, D) float64 zeros for a (B, L, D) tensor."""
+    if h0 is None:
+        return torch.zeros(like.shape[0], like.shape[2], dtype=torch.float64, device=like.device)
+    return h0.to(torch.float64)

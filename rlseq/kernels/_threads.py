@@ -1,0 +1,76 @@
+"""Threads for the Numba kernels: plain Python threads that release the GIL, as many as RLSEQ_NUM_THREADS says, else as torch uses.
+
+Not Numba's own threading layers: workqueue aborts the process when two Python threads call it at once, and an OpenMP pool beside torch's
+spins on the same cores. Threads of a pool sleep between calls, and each call splits its rows in a fixed way, so that results do not depend on
+the number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from rlseq.errors import ConfigError
+
+_SMALL = 32768
+"""Below this many elements a second thread costs more than it saves (about 30 us to wake it)."""
+_NARROWEST, _WIDEST = 32, 1024
+"""Channels of a tile: enough for whole vectors, few enough that the carried rows stay in the first-level cache."""
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+os.register_at_fork(after_in_child=_pools.clear)
+
+
+def thread_count() -> int:
+    """Threads that a kernel may use: RLSEQ_NUM_THREADS, or torch.get_num_threads() where that is unset.
+
+    Raises:
+        ConfigError: RLSEQ_NUM_THREADS is no positive integer.
+    """
+    setting = os.environ.get("RLSEQ_NUM_THREADS")
+    if setting is None:
+        return torch.get_num_threads()
+    if not setting.isdecimal() or int(setting) < 1:
+        raise ConfigError(f"thread_count: RLSEQ_NUM_THREADS must be a positive integer, got {setting!r}. Change or unset it.")
+    return int(setting)
+
+
+def over_rows(kernel: Callable[..., None], arguments: Sequence[Any], shape: Sequence[int]) -> None:
+    """Call kernel(*arguments, L, D, tile, begin, end) over all B rows x tiles of at most ``tile`` channels.
+
+    Args:
+        kernel: works on the items begin..end, where item i is row i // tiles, tile i % tiles; releases the GIL.
+        arguments: its arrays.
+        shape: (B, L, D).
+    """
+    rows, length, width = shape
+    threads = thread_count() if rows * length * width >= _SMALL else 1
+    tile = _tile(rows, width, threads)
+    items = rows * -(-width // tile)
+    threads = min(threads, items)
+    if threads <= 1:
+        kernel(*arguments, length, width, tile, 0, items)
+        return
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="rlseq")
+    bounds = [items * i // threads for i in range(threads + 1)]
+    waiting = [
+        _pools[threads].submit(kernel, *arguments, length, width, tile, begin, end)
+        for begin, end in zip(bounds[1:-1], bounds[2:], strict=True)
+    ]
+    kernel(*arguments, length, width, tile, 0, bounds[1])
+    for future in waiting:
+        future.result()
+
+
+def _tile(rows: int, width: int, threads: int) -> int:
+    """Whole rows where there are enough of them (memory is then read in order), else narrower tiles for every thread."""
+    widest = max(min(width, _WIDEST), 1)
+    if rows % threads == 0 or rows >= 4 * threads:
+        return widest
+    parts = -(-threads // rows)
+    return min(widest, max(_NARROWEST, -(-width // (16 * parts)) * 16))

@@ -1,0 +1,294 @@
+"""A run from dataset to scores, and back from its folder: the only place where the stages are wired together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlseq import agents, backbones, data, envs, evaluation
+from rlseq.config import Experiment, differences, flat, from_json, settle, to_json
+from rlseq.errors import ConfigError, RunError
+from rlseq.provenance import provenance
+from rlseq.training import OptimConfig, Trainer, TrainingConfig, checkpoint
+from rlseq.training.metrics import TensorBoard, Writer
+from rlseq.training.seeding import seed_everything
+from rlseq.types import DatasetInfo, DatasetStats
+
+MAY_CHANGE_ON_RESUME = ("training.updates", "training.checkpoint_every", "training.log_every", "eval.")
+KEPT_CHECKPOINTS = 2
+VALIDATION_BATCHES = 8
+
+
+def build_agent(experiment: Experiment, info: DatasetInfo, stats: DatasetStats) -> agents.Agent:
+    """The untrained agent of a settled experiment, with fresh weights from torch's generator."""
+    module = agents.load(experiment.agent)
+    rest: dict[str, Any] = {"window": experiment.window}
+    if experiment.backbone is not None:
+        rest |= {"backbone": experiment.backbone, "backbone_config": experiment.backbone_options}
+    agent: agents.Agent = module.build(experiment.agent_options, info, stats, **rest)
+    return agent
+
+
+def load(run: str | Path, device: str = "auto") -> agents.Agent:
+    """The trained agent of a run folder, in evaluation mode: its last checkpoint.
+
+    Raises:
+        RunError: the folder is no run, or its checkpoint is broken.
+    """
+    folder = checkpoint.latest(Path(run))
+    config, info, stats = checkpoint.read_config(folder)
+    agent = build_agent(from_json(config["experiment"]), info, stats).to(choose_device(device))
+    checkpoint.load_weights(folder, agent)
+    return agent.eval()
+
+
+def train(
+    agent: agents.Agent,
+    store: data.TrajectoryStore,
+    sampler: data.SamplerConfig | None = None,
+    *,
+    training: TrainingConfig | None = None,
+    optim: OptimConfig | None = None,
+    seed: int = 0,
+    writer: Writer | None = None,
+    progress: bool = True,
+) -> agents.Agent:
+    """Trains an agent on a store from a script, without a run folder; `train_experiment` is what ``rlseq train`` does.
+
+    Args:
+        agent: such as ``DecisionTransformer.for_data(store, "hawk")``.
+        store: where the batches come from.
+        sampler: how they are cut; windows of the agent's own length, 1,280 environment steps a batch, if None.
+        training: how long.
+        optim: how the weights are moved.
+        seed: of the batches.
+        writer: takes the scalars of the training curves.
+        progress: show a progress bar.
+
+    Returns:
+        The agent to use, in evaluation mode (another object than `agent` where weights are averaged).
+    """
+    cut = sampler or data.SamplerConfig(window=agent.window, batch_size=max(1, 1280 // agent.window))
+    agent.check_timesteps(store.stats.length_max)
+    trainer = Trainer(
+        agent,
+        data.make_sampler(store, cut, seed),
+        training or TrainingConfig(),
+        optim or OptimConfig(),
+        writer=writer,
+        progress=progress,
+    )
+    trainer.fit()
+    return trainer.result
+
+
+def train_experiment(
+    experiment: Experiment,
+    out: Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """What ``rlseq train`` does: dataset -> training with checkpoints and curves -> evaluation -> result.json.
+
+    Everything that can be wrong with the input is found before the folder is touched.
+
+    Args:
+        experiment: what to train.
+        out: the run folder.
+        device: auto, cpu, cuda or cuda:N.
+        resume: go on from the last checkpoint in out.
+        overwrite: replace the run in out.
+        progress: show progress bars.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        RlseqError: whatever is wrong, in one line.
+    """
+    experiment = settle(experiment)
+    where = choose_device(device)
+    _check_folder(out, experiment, resume=resume, overwrite=overwrite)
+    store = data.open_dataset(experiment.dataset)
+    if experiment.drop_obs:
+        store = store.drop_obs(experiment.drop_obs)
+    store, held_out = store.split(experiment.validation, experiment.seed) if experiment.validation else (store, None)
+    if experiment.top < 1:
+        store = store.top(experiment.top)
+    info = store.info if experiment.eval.env is None else replace(store.info, env_id=experiment.eval.env, env_kwargs={})
+    if experiment.eval.episodes or experiment.eval.during:
+        envs.make_for(info).close()
+
+    seed_everything(experiment.seed)
+    agent = build_agent(experiment, store.info, store.stats).to(where)
+    agent.check_timesteps(store.stats.length_max)
+    sampler = data.make_sampler(store, experiment.sampler, experiment.seed)
+    run = _Run(experiment, out, agent, held_out, progress=progress)
+    trainer = Trainer(
+        agent, sampler, experiment.training, experiment.optim, writer=run, on_checkpoint=run.checkpoint, progress=progress
+    )
+    if resume:
+        newest = checkpoint.latest(out)
+        checkpoint.load_weights(newest, agent)
+        trainer.load_state_dict(checkpoint.load_trainer(newest, where))
+    elif overwrite and out.exists():
+        shutil.rmtree(out)
+    run.open(trainer.update)
+    try:
+        trainer.fit()
+        return run.finish(trainer)
+    finally:
+        run.close()
+
+
+class _Run:
+    """A run folder being written: provenance, curves, checkpoints, result."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        out: Path,
+        agent: agents.Agent,
+        held_out: data.TrajectoryStore | None,
+        *,
+        progress: bool,
+    ) -> None:
+        self.experiment, self.out, self.progress = experiment, out, progress
+        self.parameters = backbones.parameter_count(agent)
+        self.held_out = held_out
+        self._board: TensorBoard | None = None
+
+    def open(self, update: int) -> None:
+        """Makes the folder and writes what is known before the first update."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        history = self.out / "provenance.json"
+        earlier = json.loads(history.read_text()) if update and history.is_file() else []
+        checkpoint.write_json(self.out / "config.json", to_json(self.experiment))
+        checkpoint.write_json(history, [*earlier, provenance()])
+        self._board = TensorBoard(self.out, purge_update=update + 1 if update else None)
+        if not update:
+            self._board.text("experiment", "```json\n" + json.dumps(to_json(self.experiment), indent=2) + "\n```")
+
+    def scalars(self, values: Mapping[str, float], update: int) -> None:
+        """Passes the scalars of training on."""
+        assert self._board is not None
+        self._board.scalars(values, update)
+
+    def checkpoint(self, trainer: Trainer) -> None:
+        """Writes a checkpoint; then, but for the last, plays a few episodes for the curves."""
+        config = {"experiment": to_json(self.experiment)}
+        agent = trainer.result
+        checkpoint.save(self.out, trainer.update, config, agent, trainer.state_dict(), KEPT_CHECKPOINTS)
+        if self.held_out is not None:
+            self.scalars({"validation/loss": self._validation_loss(agent)}, trainer.update)
+        if trainer.update < self.experiment.training.updates and self.experiment.eval.during:
+            for scores in self._evaluations(agent, self.experiment.eval.during):
+                self._log_scores(scores, trainer.update)
+
+    def finish(self, trainer: Trainer) -> dict[str, Any]:
+        """Evaluates the last weights, writes result.json and the hyper-parameters."""
+        agent = trainer.result
+        scores = []
+        if self.experiment.eval.episodes:
+            for found in self._evaluations(agent, self.experiment.eval.episodes):
+                self._log_scores(found, trainer.update)
+                scores.append(found)
+        state_bytes = agent.policy(1).state_bytes
+        result = {
+            "updates": trainer.update,
+            "train_seconds": trainer.train_seconds,
+            "env_steps_per_s": trainer.env_steps / trainer.train_seconds,
+            "parameters": self.parameters,
+            "state_bytes": state_bytes,
+            "evaluations": [s.as_dict() for s in scores],
+            "dataset": {"id": agent.info.id, "return_max": agent.stats.return_max, "steps": agent.stats.steps},
+            **provenance(),
+        }
+        checkpoint.write_json(self.out / "result.json", result)
+        figures = {"hparam/parameters": float(self.parameters), "hparam/state_bytes": float(state_bytes)}
+        if scores:
+            figures["hparam/return_mean"] = scores[0].as_dict()["return_mean"]
+        assert self._board is not None
+        self._board.facts(flat(self.experiment), figures)
+        return result
+
+    def close(self) -> None:
+        """Closes the curves."""
+        if self._board is not None:
+            self._board.close()
+
+    def _evaluations(self, agent: agents.Agent, episodes: int) -> Iterator[evaluation.Scores]:
+        config = self.experiment.eval
+        for mode in config.mode if agent.reads_past else config.mode[:1]:
+            for target in config.target_return or (agent.target_return,):
+                yield evaluation.evaluate(
+                    agent,
+                    config.env,
+                    episodes=episodes,
+                    target_return=target,
+                    seed=config.seed,
+                    mode=mode,
+                    progress=self.progress,
+                )
+
+    def _log_scores(self, scores: evaluation.Scores, update: int) -> None:
+        figures = scores.as_dict()
+        name = f"eval_{scores.mode}_{scores.target_return:g}"
+        values = {f"{name}/{key}": figures[key] for key in ("return_mean", "return_std", "length_mean", "act_us")}
+        if figures["normalized_score"] is not None:
+            values[f"{name}/normalized_score_x100"] = 100 * figures["normalized_score"]
+        self.scalars(values, update)
+
+    @torch.no_grad()
+    def _validation_loss(self, agent: agents.Agent) -> float:
+        """Mean loss over the same few batches of held-out episodes every time."""
+        assert self.held_out is not None
+        batches = data.make_sampler(self.held_out, self.experiment.sampler, seed=0)
+        device = agent.obs_mean.device
+        losses = [agent.loss(next(batches).to(device)).value for _ in range(VALIDATION_BATCHES)]
+        return float(torch.stack(losses).mean())
+
+
+def _check_folder(out: Path, experiment: Experiment, *, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise ConfigError("train: --resume and --overwrite exclude each other, got both. Give one.")
+    if resume:
+        config, _, _ = checkpoint.read_config(checkpoint.latest(out))
+        changed = [
+            name
+            for name in differences(from_json(config["experiment"]), experiment)
+            if not name.startswith(MAY_CHANGE_ON_RESUME)
+        ]
+        if changed:
+            raise ConfigError(f"train: a resumed run must keep its options, got other values of {', '.join(changed)}. Leave them out.")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not overwrite:
+            raise RunError(f"train: {out} must not exist yet, got a full one. Give --resume, --overwrite or another --out.")
+        if not (out / "config.json").is_file():
+            raise RunError(f"train: --overwrite replaces run folders only, got {out} without config.json. Give another --out.")
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of a name; ``auto`` is the first GPU, else the CPU.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: {name} must exist here, got {torch.cuda.device_count()} CUDA devices. Use cpu.")
+    return device
