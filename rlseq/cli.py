@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("rlseq: stopped. Go on with --resume from the last checkpoint.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -222,7 +225,91 @@ def evaluate(arguments: list[str]) -> None:
         print_scores(Console(), rows)
 
 
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Reads a dataset whole and says what is in it."""
+
+    dataset: tyro.conf.Positional[str]
+    """minari:ID, d4rl:ID, d4rl:FILE.hdf5, bundled:NAME or a path."""
+
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+def datasets(arguments: list[str]) -> None:
+    """``rlseq data inspect`` and ``rlseq data list``."""
+    from rlseq import data
+
+    parser = argparse.ArgumentParser(prog="rlseq data")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True, dest="action")
+    actions.add_parser("inspect", help="read a dataset and say what is in it", add_help=False)
+    actions.add_parser("list", help="name every dataset that can be opened without a path", add_help=False)
+    if parser.parse_args(arguments[:1]).action == "list":
+        print("\n".join(data.known_datasets()))
+        return
+    chosen = tyro.cli(Inspect, prog="rlseq data inspect", args=arguments[1:])
+    facts = data.summary(data.open_dataset(chosen.dataset))
+    if chosen.json:
+        print(json.dumps(facts))
+        return
+    console = Console()
+    columns = {name: facts.pop(name) for name in ("obs", "action")}
+    console.print(_facts({k: v for k, v in facts.items() if v not in (None, {}, [])}))
+    for name, rows in columns.items():
+        table = Table(name, *rows[0], box=None, pad_edge=False, header_style="bold")
+        for index, row in enumerate(rows):
+            table.add_row(str(index), *(f"{value:.4g}" for value in row.values()))
+        console.print(table)
+
+
+def _facts(values: dict[str, Any]) -> Table:
+    """Two columns, name and value."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in values.items():
+        table.add_row(name, f"{value:,.6g}" if isinstance(value, float) else str(value))
+    return table
+
+
+# --- doctor ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Says what this installation can do: versions, devices, the implementation of every kernel, the backbones."""
+
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+def doctor(arguments: list[str]) -> None:
+    """``rlseq doctor``."""
+    chosen = tyro.cli(Doctor, prog="rlseq doctor", args=arguments)
+    from rlseq.doctor import diagnose
+
+    found = diagnose()
+    if chosen.json:
+        print(json.dumps(found))
+        return
+    console = Console()
+    console.print(_facts({**found["versions"], **found["machine"], **found["checks"]}))
+    kernels = Table("kernel", "implementation", "on this machine", box=None, pad_edge=False, header_style="bold")
+    for row in found["kernels"]:
+        kernels.add_row(row["op"], row["implementation"], "runs" if row["chosen"] else row["reason"] or "could run")
+    console.print(kernels)
+    shown = Table("backbone", "parameters", "state bytes", box=None, pad_edge=False, header_style="bold")
+    for row in found["backbones"]:
+        shown.add_row(row["name"], f"{row['parameters']:,}", f"{row['state_bytes']:,}")
+    console.print(shown)
+
+
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (train, "train an agent on a dataset and evaluate it"),
     "eval": (evaluate, "evaluate a trained agent in its environment"),
+    "data": (datasets, "look at datasets"),
+    "doctor": (doctor, "say what this installation can do"),
 }

@@ -27,15 +27,14 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from rlseq import backbones
-from rlseq.backbones import State, state_bytes
+from rlseq.backbones import State
 from rlseq.errors import RlseqError
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.15}
-"""Largest difference allowed, relative to the largest feature or 1; bfloat16: four times the largest measured."""
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.065}
+"""Largest difference allowed, relative to the largest feature or 1; bfloat16: four times the 0.016 measured."""
 
 SMALL = {"width": 16, "depth": 2, "heads": 2, "window": 5, "chunk": 4}
 """Options of the models under test, where a Config has them: small, and windows that the cases run past."""
-
 Law: TypeAlias = Callable[["Subject"], None]
 Run: TypeAlias = Callable[[Any, Tensor, State, Tensor | None], tuple[Tensor, State]]
 
@@ -74,17 +73,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """One random model and input: x (B, L, D), reset (B, L) or None."""
+    """One random model and input: x (B, L, D), reset (B, L) or None, and a token to cut at, 1 <= cut < L."""
 
     name: str
     model: Any
     x: Tensor
     reset: Tensor | None
+    cut: int
     generator: torch.Generator
-
-    def cut(self) -> int:
-        """A random place to split the tokens, with one at least on either side."""
-        return int(torch.randint(1, self.x.shape[1], (), generator=self.generator))
 
 
 def subject(name: str, *, cases: int = 12, steps: int = 10_000, compiler: str = "inductor", **options: Any) -> Subject:
@@ -129,6 +125,7 @@ def forward_equals_any_split(subject: Subject) -> None:
                 piece, state = case.model(case.x[:, start:end], state, _part(case.reset, start, end))
                 pieces.append(piece)
             _agree(torch.cat(pieces, 1), expected, f"{case.name}, cut at {cuts.tolist()}")
+            _agree(expected, expected.to(case.x.dtype).reshape(case.x.shape), case.name)
 
 
 @_law
@@ -139,9 +136,8 @@ def forward_equals_steps(subject: Subject) -> None:
             expected, _ = case.model(case.x, None, case.reset)
             got, _ = _steps(case.model, case.x, case.model.init_state(len(case.x)), case.reset)
             _agree(got, expected, case.name)
-            cut = case.cut()
-            got = _split(case, case.x, cut, _forward, _steps)
-            _agree(got, expected[:, cut:], f"{case.name}, steps from token {cut}")
+            got = _split(case, case.x, _forward, _steps)
+            _agree(got, expected[:, case.cut :], f"{case.name}, steps from token {case.cut}")
 
 
 @_law
@@ -149,12 +145,11 @@ def no_output_sees_a_later_token(subject: Subject) -> None:
     """Changing token t, its reset included, changes no output before t."""
     for case in _cases(subject):
         expected, _ = case.model(case.x, None, case.reset)
-        cut = case.cut()
         x = case.x.clone()
-        x[:, cut:] = torch.randn(x[:, cut:].shape, generator=case.generator, dtype=x.dtype) * 100
-        reset = None if case.reset is None else torch.cat((case.reset[:, :cut], ~case.reset[:, cut:]), 1)
+        x[:, case.cut :] = torch.randn(x[:, case.cut :].shape, generator=case.generator, dtype=x.dtype) * 100
+        reset = None if case.reset is None else torch.cat((case.reset[:, : case.cut], ~case.reset[:, case.cut :]), 1)
         got, _ = case.model(x, None, reset)
-        _agree(got[:, :cut], expected[:, :cut], f"{case.name}, changed from {cut}")
+        _agree(got[:, : case.cut], expected[:, : case.cut], f"{case.name}, changed from {case.cut}")
 
 
 @_law
@@ -199,9 +194,7 @@ def reset_forgets_even_nan(subject: Subject) -> None:
         expected_next, _ = case.model(case.x, clean)
         for poison in (float("nan"), float("inf")):
             _, state = case.model(case.x)
-            state = _pytree.tree_map(
-                lambda leaf, p=poison: torch.full_like(leaf, p) if leaf.is_floating_point() else leaf, state
-            )
+            state = _pytree.tree_map(lambda old, p=poison: old + p if old.is_floating_point() else old, state)
             got, after = case.model(case.x, state, reset)
             _agree(got, expected, f"{case.name}, forward after {poison}")
             got, _ = case.model(case.x, after)
@@ -219,31 +212,27 @@ def inputs_are_not_changed(subject: Subject) -> None:
             given = [leaf for leaf in (case.x, case.reset, *_pytree.tree_leaves(state)) if leaf is not None]
             copies = [leaf.clone() for leaf in given]
             run(case.model, case.x, state, case.reset)
-            same = all(map(torch.equal, given, copies))
-            _demand(same, "inputs and states", f"a change ({case.name}, {run.__name__[1:]})")
+            _demand(all(map(torch.equal, given, copies)), "inputs", f"others ({case.name}, {run.__name__[1:]})")
 
 
 @_law
 def state_keeps_its_form(subject: Subject) -> None:
     """A state has batch first and keeps structure, shapes, dtypes and bytes for as many steps as are taken."""
-    rows = 3
     model = subject.model(torch.float32)
-    first = model.init_state(rows)
-    form = _form(first)
-    _demand(all(shape[:1] == (rows,) for shape, _ in form[1]), f"batch {rows} first in every leaf", str(form))
+    state = model.init_state(3)
+    form = _form(state)
+    _demand(all(shape[:1] == (3,) for shape, _ in form[1]), "batch 3 first in every leaf", str(form))
     for length in (1, 2, 7, 30):
-        got = _form(model(torch.randn(rows, length, subject.width))[1])
+        got = _form(model(torch.randn(3, length, subject.width))[1])
         _demand(got == form, f"the form {form} of init_state", f"{got} after forward over {length} tokens")
-    state = first
     with torch.inference_mode():
         for step in range(subject.steps):
-            x = torch.randn(rows, subject.width)
-            features, state = model.step(x, state, torch.zeros(rows, dtype=torch.bool) if step % 2 else None)
-            if _form(state) != form:
+            reset = torch.zeros(3, dtype=torch.bool) if step % 2 else None
+            features, state = model.step(torch.randn(3, subject.width), state, reset)
+            if _form(state) != form or not features.isfinite().all():
                 break
     _demand(_form(state) == form, f"the form {form} of init_state", f"{_form(state)} after {step + 1} steps")
-    _demand(state_bytes(state) == state_bytes(first), f"{state_bytes(first)} bytes", f"{state_bytes(state)}")
-    _demand(features.isfinite().all(), "finite features", f"after {subject.steps} steps")
+    _demand(features.isfinite().all(), "finite features", f"others after {step + 1} steps")
 
 
 @_law
@@ -263,24 +252,17 @@ def every_parameter_learns(subject: Subject) -> None:
 def gradients_flow_through_states(subject: Subject) -> None:
     """Tokens and parameters get the same gradients in one forward, in a split with the state carried, and in steps."""
     for case in _cases(subject):
-        cut = case.cut()
-        weight = torch.randn(case.x[:, cut:].shape, generator=case.generator, dtype=case.x.dtype)
+        weight = torch.randn(case.x[:, case.cut :].shape, generator=case.generator, dtype=case.x.dtype)
         expected: dict[str, Tensor] = {}
-        for how, first, second in (
-            ("one forward", None, _forward),
-            ("forward, forward", _forward, _forward),
-            ("forward, steps", _forward, _steps),
-            ("steps, forward", _steps, _forward),
-        ):
+        for first, second in ((None, _forward), (_forward, _forward), (_forward, _steps), (_steps, _forward)):
             x = case.x.clone().requires_grad_()
             wanted = {"x": x, **dict(case.model.named_parameters())}
-            features = _split(case, x, cut, first, second) if first else case.model(x, None, case.reset)[0][:, cut:]
-            found = torch.autograd.grad(
-                features, list(wanted.values()), weight, allow_unused=True, materialize_grads=True
-            )
+            features = _split(case, x, first, second) if first else _forward(case.model, x, None, case.reset)[0]
+            loss = (features[:, -weight.shape[1] :] * weight).sum()
+            found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True, materialize_grads=True)
             expected = expected or dict(zip(wanted, found, strict=True))
             for name, gradient in zip(wanted, found, strict=True):
-                _agree(gradient, expected[name], f"{case.name}, cut at {cut}, {how}, gradient of {name}")
+                _agree(gradient, expected[name], f"{case.name}, cut at {case.cut}, gradient of {name}")
 
 
 @_law
@@ -304,16 +286,14 @@ def compiled_step_equals_eager(subject: Subject) -> None:
 def bfloat16_is_close(subject: Subject) -> None:
     """A bfloat16 model, and a float32 model under autocast, give the float32 model's features within the tolerance."""
     for case in _cases(subject, torch.bfloat16):
-        x = case.x
-        got, _ = case.model(x, None, case.reset)
-        stepped, _ = _steps(case.model, x, case.model.init_state(len(x)), case.reset)
-        wide = case.model.float()
-        expected = wide(x.float(), None, case.reset)[0].bfloat16()
+        got, _ = case.model(case.x, None, case.reset)
+        stepped, _ = _steps(case.model, case.x, case.model.init_state(len(case.x)), case.reset)
+        case.model.float()
+        expected = case.model(case.x.float(), None, case.reset)[0].bfloat16()
         _agree(got, expected, f"{case.name}, forward")
         _agree(stepped, expected, f"{case.name}, steps")
         with torch.autocast("cpu", torch.bfloat16):
-            got, state = wide(x.float(), None, case.reset)
-            wide.step(x[:, 0].float(), state)
+            got, _ = case.model(case.x.float(), None, case.reset)
         _agree(got.bfloat16(), expected, f"{case.name}, autocast")
 
 
@@ -331,9 +311,9 @@ def check(subject: Subject) -> Iterator[tuple[str, str | None, float]]:
     """Run every law; yields its name, what broke it (None: kept), and seconds. A backbone that raises breaks it too."""
     for name, law in LAWS.items():
         start = time.perf_counter()
-        broken = None
         try:
             law(subject)
+            broken = None
         except Exception as error:  # noqa: BLE001 (whatever a backbone raises is a finding)
             broken = str(error) if isinstance(error, ContractError) else f"{name}: got {type(error).__name__}: {error}"
         yield name, broken, time.perf_counter() - start
@@ -346,14 +326,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=10_000, help="steps that a state is carried (%(default)s)")
     parser.add_argument("--cases", type=int, default=40, help="random cases a law (%(default)s)")
     parser.add_argument("--compiler", default="inductor", help="backend of torch.compile (%(default)s)")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=JSON", help="an option of it")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=JSON", help="one of its options")
     given = parser.parse_args(arguments)
     try:
         options = {name: json.loads(value) for name, _, value in (text.partition("=") for text in given.option)}
         tested = subject(given.backbone, cases=given.cases, steps=given.steps, compiler=given.compiler, **options)
-    except (RlseqError, json.JSONDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except json.JSONDecodeError as error:
+        parser.error(f"--option must be NAME=JSON, such as window=7, got {error.doc!r} as JSON.")
+    except RlseqError as error:
+        parser.error(str(error))
     print(f"{given.backbone}: {tested.config}")
     failures = 0
     for name, broken, seconds in check(tested):
@@ -370,7 +351,8 @@ def _cases(subject: Subject, dtype: torch.dtype = torch.float64, resets: bool | 
         reset = torch.rand(rows, length, generator=generator) < 0.2
         with_resets = seed % 3 > 0 if resets is None else resets
         name = f"{dtype}, seed {seed}, B={rows}, L={length}, {'resets' if with_resets else 'no resets'}"
-        yield Case(name, subject.model(dtype, seed), x, reset if with_resets else None, generator)
+        cut = int(torch.randint(1, length, (), generator=generator))
+        yield Case(name, subject.model(dtype, seed), x, reset if with_resets else None, cut, generator)
 
 
 def _forward(model: Any, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
@@ -385,9 +367,9 @@ def _steps(model: Any, x: Tensor, state: State, reset: Tensor | None) -> tuple[T
     return torch.stack(features, dim=1), state
 
 
-def _split(case: Case, x: Tensor, cut: int, first: Run, second: Run) -> Tensor:
-    _, state = first(case.model, x[:, :cut], case.model.init_state(len(x)), _part(case.reset, 0, cut))
-    return second(case.model, x[:, cut:], state, _part(case.reset, cut, None))[0]
+def _split(case: Case, x: Tensor, first: Run, second: Run) -> Tensor:
+    _, state = first(case.model, x[:, : case.cut], case.model.init_state(len(x)), _part(case.reset, 0, case.cut))
+    return second(case.model, x[:, case.cut :], state, _part(case.reset, case.cut, None))[0]
 
 
 def _part(reset: Tensor | None, start: int, end: int | None) -> Tensor | None:
@@ -401,10 +383,10 @@ def _form(state: State) -> tuple[str, list[tuple[tuple[int, ...], torch.dtype]]]
 
 def _agree(got: Tensor, expected: Tensor, case: str) -> None:
     if got.shape != expected.shape or got.dtype != expected.dtype:
-        raise ContractError(
-            f"must give {tuple(expected.shape)} {expected.dtype}, got {tuple(got.shape)} {got.dtype} ({case})."
-        )
-    difference = float((got.detach() - expected.detach()).abs().max() / expected.detach().abs().max().clamp_min(1.0))
+        form = f"{tuple(expected.shape)} {expected.dtype}"
+        raise ContractError(f"must give {form}, got {tuple(got.shape)} {got.dtype} ({case}).")
+    scale = expected.detach().abs().max().clamp_min(1.0)
+    difference = float((got - expected).detach().abs().max() / scale)
     if not difference <= TOLERANCE[got.dtype]:
         raise ContractError(f"must agree to {TOLERANCE[got.dtype]:g}, got a difference of {difference:.2e} ({case}).")
 

@@ -89,4 +89,7 @@ def _source(name: str) -> tuple[DatasetInfo, Iterator[Trajectory]]:
         return d4rl_source.read_file(path, name)
     if colon:
         raise UnknownNameError("dataset scheme", scheme, _SCHEMES)
-    raise UnknownNameError("dataset", name, known_datasets(), "A path must exist.")
+    known = known_datasets()
+    schemeless = [one for one in known if one.partition(":")[2] == name]
+    advice = f"It needs its scheme: {' or '.join(schemeless)}." if schemeless else "A path must exist."
+    raise UnknownNameError("dataset", name, known, advice)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError, URLError
@@ -59,7 +60,7 @@ def _fetch(url: str, target: Path, file: IO[bytes]) -> None:
         if whole < have:
             file.truncate(0)
             raise DataError(_failed(url, target, f"a part longer than the file's {whole} bytes")) from error
-    except (URLError, OSError) as error:
+    except (URLError, HTTPException, OSError) as error:
         raise DataError(_failed(url, target, f"{getattr(error, 'reason', error)}")) from error
     have = os.fstat(file.fileno()).st_size
     if whole is not None and have != whole:

@@ -104,6 +104,8 @@ def _info(name: str, metadata: dict[str, Any], storage: MinariStorage) -> Datase
             f"open_dataset: the actions of {name} must be a Box of one axis, got {action_space}. Discrete and nested "
             f"actions are not supported."
         )
+    if not action_space.is_bounded():
+        raise DataError(f"open_dataset: the actions of {name} must be bounded, got {action_space}. Rescale them.")
     _require_vectors(name, storage.observation_space)
     spec = json.loads(metadata.get("eval_env_spec") or metadata.get("env_spec") or "{}")
     return DatasetInfo(

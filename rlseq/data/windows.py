@@ -128,9 +128,9 @@ class _Gather:
         if mask is None:
             mask = np.ones(rows.shape, dtype=bool)
         else:
-            padded = ~mask
+            padded = np.flatnonzero(~mask)
             for array in arrays.values():
-                array[padded] = 0
+                array.reshape(rows.size, -1)[padded] = 0
         return Batch(**{name: torch.from_numpy(array) for name, array in arrays.items()}, mask=torch.from_numpy(mask))
 
 

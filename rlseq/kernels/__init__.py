@@ -1,7 +1,8 @@
 """Array operations over time: scans, convolution and local attention, each with resets, a state in and a state out.
 
-The folder is the registry: every sub-folder is an op, every file in it that does not start with an underscore is an implementation, and
-the environment variable ``RLSEQ_KERNEL`` forces one (see ``_dispatch``). Layout is (B, L, ...) everywhere.
+The folder is the registry: every sub-folder is an op, every file in it that does not start with an underscore is an
+implementation, and the environment variable ``RLSEQ_KERNEL`` forces one (see ``_dispatch``). Layout is (B, L, ...)
+everywhere.
 """
 
 from __future__ import annotations

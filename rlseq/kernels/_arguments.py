@@ -10,7 +10,7 @@ from torch import Tensor
 from rlseq.errors import ShapeError
 
 SHORT = 3
-"""Up to this many tokens a scan is a plain loop of torch ops: a kernel call would cost more, and the loop exports to ONNX."""
+"""Up to this many tokens a scan is a plain loop of torch ops: cheaper than a kernel call, and it exports to ONNX."""
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -1,8 +1,8 @@
 """Which implementation of an op runs: the first of gpu, cpu, blocked, reference that has no reason against it.
 
-Every module of an op folder answers ``why_not(device, dtype) -> str | None``. ``RLSEQ_KERNEL`` forces: one name, or several with commas
-between (``cpu,blocked``), and an op then uses only those. The plain PyTorch loop ``reference`` comes last: it is chosen only where
-nothing else can run, and ``status()`` says so.
+Every module of an op folder answers ``why_not(device, dtype) -> str | None``. ``RLSEQ_KERNEL`` forces: one name, or
+several with commas between (``cpu,blocked``), and an op then uses only those. The plain PyTorch loop ``reference``
+comes last: it is chosen only where nothing else can run, and ``status()`` says so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from rlseq.errors import KernelError, UnknownNameError
 
 ORDER = ("gpu", "cpu", "blocked", "reference")
 _FOLDER = Path(__file__).parent
-_chosen: dict[tuple[str, str, torch.dtype, str], Callable[..., Any]] = {}
+_chosen: dict[tuple[str, str, torch.dtype, str], str] = {}
+_functions: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
 class Status(NamedTuple):
@@ -42,7 +43,6 @@ def implementations(op: str) -> list[str]:
     return [name for name in ORDER if (_FOLDER / op / f"{name}.py").exists()]
 
 
-@torch._dynamo.assume_constant_result
 def choose(op: str, device: str, dtype: torch.dtype) -> Callable[..., Any]:
     """The function of an op that runs for tensors of this device type and dtype.
 
@@ -50,9 +50,23 @@ def choose(op: str, device: str, dtype: torch.dtype) -> Callable[..., Any]:
         UnknownNameError: RLSEQ_KERNEL holds a name that is no implementation.
         KernelError: nothing allowed can run; the message lists every reason.
     """
+    name = _chosen_name(op, device, dtype)
+    return _functions[op, name]
+
+
+# torch.compile asks once while it traces, and guards on neither the environment nor the import system
+@torch._dynamo.assume_constant_result
+def _chosen_name(op: str, device: str, dtype: torch.dtype) -> str:
     forced = os.environ.get("RLSEQ_KERNEL", "")
     key = (op, device, dtype, forced)
     if key not in _chosen:
+        if not _functions:
+            # all at once: a trace that has seen the table does not look at it again
+            for each in ops():
+                for name in implementations(each):
+                    module, _ = _load(each, name, device, dtype)
+                    if module is not None:
+                        _functions[each, name] = getattr(module, each)
         _chosen[key] = _first_live(op, device, dtype, forced)
     return _chosen[key]
 
@@ -72,7 +86,7 @@ def status(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Stat
     return rows
 
 
-def _first_live(op: str, device: str, dtype: torch.dtype, forced: str) -> Callable[..., Any]:
+def _first_live(op: str, device: str, dtype: torch.dtype, forced: str) -> str:
     allowed = _allowed(forced)
     reasons = []
     for name in implementations(op):
@@ -81,8 +95,7 @@ def _first_live(op: str, device: str, dtype: torch.dtype, forced: str) -> Callab
             continue
         module, reason = _load(op, name, device, dtype)
         if module is not None and reason is None:
-            function: Callable[..., Any] = getattr(module, op)
-            return function
+            return name
         reasons.append(f"{name}: {reason}")
     raise KernelError(
         f"{op}: one implementation must be able to take {dtype} tensors on {device}, got none ({'; '.join(reasons)}). "

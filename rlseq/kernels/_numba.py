@@ -1,25 +1,27 @@
-"""What the Numba kernels share: compile options, an exponential that vectorises, and threads. Only the ``cpu.py`` files import this.
+"""What the Numba kernels share: compile options and an exponential that vectorises. Only ``cpu.py`` files import this.
 
-libm's exp is called one element at a time (4 ns and more). Here exp and expm1 are a range reduction by log 2, a polynomial of degree 6 and an
-exponent put together from bits, which LLVM vectorises: below 1 ns. Relative error of expm1 at most 2e-7 in float32.
-float64 goes through libm: it is there for checks, not for speed.
+libm's exp is called one element at a time (4 ns and more). Here exp and expm1 are a range reduction by log 2, a
+polynomial of degree 6 and an exponent put together from bits, which LLVM vectorises: below 1 ns. Relative error of
+expm1 at most 2e-7 in float32. float64 goes through libm: it is there for checks, not for speed.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 import torch
 from numba.extending import intrinsic, overload, register_jitable
 from torch import Tensor
 
 # only fused multiply-add is allowed: the flags that forbid NaN or infinity would break the selection at resets
-jit = functools.partial(numba.njit, nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+jit: Callable[..., Callable[..., Any]] = functools.partial(
+    numba.njit, nogil=True, cache=True, error_model="numpy", fastmath={"contract"}
+)
 
 _F = np.float32
 _LOG2_E = _F(1.4426950408889634)
@@ -34,17 +36,20 @@ _P3, _P4 = _F(0.00836658409547955), _F(0.0013946448047245847)
 _ONE = _F(1.0)
 
 
-@intrinsic
-def _power_of_two(typingctx: Any, rounded: Any) -> Any:
+def _power_of_two_intrinsic(typingctx: Any, rounded: Any) -> Any:
     """2^n from n + 1.5 x 2^23 in float32: its low bits, moved into the exponent."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        integer = ir.IntType(32)
-        bits = builder.bitcast(arguments[0], integer)
-        exponent = builder.shl(builder.add(bits, integer(127)), integer(23))
-        return builder.bitcast(exponent, ir.FloatType())
+        integer = numba.types.int32
+        bits = builder.bitcast(arguments[0], context.get_value_type(integer))
+        exponent = builder.add(bits, context.get_constant(integer, 127))
+        shifted = builder.shl(exponent, context.get_constant(integer, 23))
+        return builder.bitcast(shifted, context.get_value_type(numba.types.float32))
 
     return numba.types.float32(numba.types.float32), codegen
+
+
+_power_of_two: Any = intrinsic(_power_of_two_intrinsic)
 
 
 @register_jitable
@@ -55,7 +60,8 @@ def _reduced(x):  # type: ignore[no-untyped-def]
     rounded = x * _LOG2_E + _ROUND
     n = rounded - _ROUND
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
-    return _power_of_two(rounded), r + r * r * (_P0 + r * (_P1 + r * (_P2 + r * (_P3 + r * _P4))))
+    scale = _power_of_two(rounded)
+    return scale, r + r * r * (_P0 + r * (_P1 + r * (_P2 + r * (_P3 + r * _P4))))
 
 
 @register_jitable

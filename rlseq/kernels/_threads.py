@@ -1,12 +1,13 @@
-"""Threads for the Numba kernels: plain Python threads that release the GIL, as many as RLSEQ_NUM_THREADS says, else as torch uses.
+"""Threads for the Numba kernels: Python threads without the GIL, RLSEQ_NUM_THREADS of them, else as many as torch has.
 
-Not Numba's own threading layers: workqueue aborts the process when two Python threads call it at once, and an OpenMP pool beside torch's
-spins on the same cores. Threads of a pool sleep between calls, and each call splits its rows in a fixed way, so that results do not depend on
-the number of threads.
+Not Numba's own threading layers: workqueue aborts the process when two Python threads call it at once, and an OpenMP
+pool beside torch's spins on the same cores. Threads of a pool sleep between calls, and each call splits its rows in a
+fixed way, so that results do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,9 @@ def thread_count() -> int:
     if setting is None:
         return torch.get_num_threads()
     if not setting.isdecimal() or int(setting) < 1:
-        raise ConfigError(f"thread_count: RLSEQ_NUM_THREADS must be a positive integer, got {setting!r}. Change or unset it.")
+        raise ConfigError(
+            f"thread_count: RLSEQ_NUM_THREADS must be a positive integer, got {setting!r}. Change or unset it."
+        )
     return int(setting)
 
 
@@ -60,7 +63,7 @@ def over_rows(kernel: Callable[..., None], arguments: Sequence[Any], shape: Sequ
     bounds = [items * i // threads for i in range(threads + 1)]
     waiting = [
         _pools[threads].submit(kernel, *arguments, length, width, tile, begin, end)
-        for begin, end in zip(bounds[1:-1], bounds[2:], strict=True)
+        for begin, end in itertools.pairwise(bounds[1:])
     ]
     kernel(*arguments, length, width, tile, 0, bounds[1])
     for future in waiting:
@@ -68,7 +71,7 @@ def over_rows(kernel: Callable[..., None], arguments: Sequence[Any], shape: Sequ
 
 
 def _tile(rows: int, width: int, threads: int) -> int:
-    """Whole rows where there are enough of them (memory is then read in order), else narrower tiles for every thread."""
+    """Whole rows where there are enough of them (memory is then read in order), else narrower tiles."""
     widest = max(min(width, _WIDEST), 1)
     if rows % threads == 0 or rows >= 4 * threads:
         return widest

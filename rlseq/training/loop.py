@@ -106,15 +106,15 @@ class Trainer:
         """
         config, steps = self.config, 0
         sums: list[dict[str, Tensor]] = []
-        mark, logged = time.perf_counter(), self.update
-        with ProgressBar("training", config.updates, done=logged, quiet=not self._progress) as bar:
+        mark = time.perf_counter()
+        with ProgressBar("training", config.updates, done=self.update, quiet=not self._progress) as bar:
             while self.update < config.updates:
                 self.agent.train()
                 metrics, count = self._one_update()
                 sums.append(metrics)
                 steps += count
                 last = self.update == config.updates
-                if self.update - logged >= config.log_every or last:
+                if self.update % config.log_every == 0 or last:
                     values = {name: float(torch.stack([m[name] for m in sums]).mean()) for name in metrics}
                     if not all(map(math.isfinite, values.values())):
                         raise RlseqError(f"train: the loss must stay finite, got {values} at update {self.update}. Lower --optim.lr.")
@@ -126,7 +126,7 @@ class Trainer:
                         values["train/lr"] = self.schedule.get_last_lr()[0]
                         values["train/env_steps_per_s"] = speed
                         self._writer.scalars(values, self.update)
-                    sums, steps, logged, mark = [], 0, self.update, now
+                    sums, steps, mark = [], 0, now
                 if self._on_checkpoint is not None and (self.update % config.checkpoint_every == 0 or last):
                     paused = time.perf_counter()
                     self._on_checkpoint(self)

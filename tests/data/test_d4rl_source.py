@@ -5,7 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlseq.data import from_dict, open_dataset, reference_scores
@@ -54,6 +54,7 @@ def test_without_timeouts_the_step_count_splits(d4rl_arrays):
     assert store.truncated.tolist() == [True, False, True]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 9) | st.none(), st.randoms(use_true_random=False)
 )
@@ -132,7 +133,10 @@ def test_an_unknown_d4rl_id_gets_the_nearest_and_the_list():
         ("door-human-v1", "hand_dapg_v1/door-human-v1.hdf5"),
         ("maze2d-open-v0", "maze2d/maze2d-open-sparse.hdf5"),
         ("maze2d-large-dense-v1", "maze2d/maze2d-large-dense-v1.hdf5"),
-        ("antmaze-large-play-v2", "ant_maze_v2/Ant_maze_hardest-maze_noisy_multistart_True_multigoal_False_sparse_fixed"),
+        (
+            "antmaze-large-play-v2",
+            "ant_maze_v2/Ant_maze_hardest-maze_noisy_multistart_True_multigoal_False_sparse_fixed",
+        ),
         ("kitchen-mixed-v0", "kitchen/kitchen_microwave_kettle_bottomburner_light-v0.hdf5"),
     ],
 )

@@ -57,7 +57,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
     with _Server() as one:
         thread = threading.Thread(target=one.serve_forever)
         thread.start()

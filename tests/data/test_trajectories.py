@@ -47,6 +47,7 @@ def test_the_store_keeps_no_reference_to_the_arrays_it_was_made_from(make_trajec
     assert np.array_equal(store.obs, before)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30))
 def test_returns_to_go_subtract_rewards_one_by_one_in_float64(rewards):
     expected, left = [], float(np.sum(np.array(rewards)))
@@ -76,7 +77,9 @@ def test_stats_equal_those_of_the_concatenated_arrays(make_trajectories):
 
 
 @pytest.mark.parametrize("limit", [0, 100, 1000])
-def test_a_store_beyond_its_memory_limit_lives_in_files_and_is_the_same(make_trajectories, tmp_path, monkeypatch, limit):
+def test_a_store_beyond_its_memory_limit_lives_in_files_and_is_the_same(
+    make_trajectories, tmp_path, monkeypatch, limit
+):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     source = make_trajectories([3, 1, 7, 20])
     small = TrajectoryStore.from_trajectories(source, memory_limit=limit)
@@ -194,7 +197,7 @@ def test_an_option_outside_its_range_is_refused(make_store, call):
         call(make_store([2, 2]))
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(0, 3))
 def test_episodes_copies_any_choice_in_its_order(make_store, lengths, seed):
     store = make_store(lengths)

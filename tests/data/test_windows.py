@@ -186,8 +186,8 @@ def test_packed_rows_are_whole_episodes_with_resets():
                 assert step == before + 1 if not starts else before in ends
 
 
-def test_packing_wastes_little_room(shared_minari):
-    store = open_dataset("minari:rlseq/hopper/medium-replay-v0")
+def test_packing_wastes_little_room(shared_data):
+    store = open_dataset(shared_data / "d4rl/hopper_medium_replay-v0.hdf5")
     sampler = make_sampler(store, SamplerConfig("pack", 1000, 4))
     filled = np.mean([next(sampler).mask.double().mean() for _ in range(20)])
     assert filled > 0.9

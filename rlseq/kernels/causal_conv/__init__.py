@@ -16,11 +16,11 @@ def causal_conv(
 ) -> tuple[Tensor, Tensor]:
     """Depthwise causal convolution y_t = bias + sum_{j < W} weight[W-1-j] x_{t-j} for t = 1..L.
 
-    A tap counts only if no reset lies between it and the current token (the token's own reset included, for j > 0); weight[W-1] multiplies the
-    current token, as in ``torch.nn.Conv1d``. Sums in float32 (float64 for float64 x).
+    A tap counts only if no reset lies between it and the current token (the token's own reset included, for j > 0);
+    weight[W-1] multiplies the current token, as in ``torch.nn.Conv1d``. Sums in float32 (float64 for float64 x).
 
-    Gradient: dx_t = sum_j weight[W-1-j] dy_{t+j}, the same taps; dweight[W-1-j] = sum_{B, t} dy_t x_{t-j}; dbias = sum dy. The final state passes
-    its gradient to the tokens that it holds.
+    Gradient: dx_t = sum_j weight[W-1-j] dy_{t+j}, the same taps; dweight[W-1-j] = sum_{B, t} dy_t x_{t-j}; dbias =
+    sum dy. The final state passes its gradient to the tokens that it holds.
 
     Args:
         x: (B, L, D) input, L >= 1; float32, bfloat16, float16 or float64.
@@ -30,7 +30,8 @@ def causal_conv(
         reset: (B, L) bool; True drops the past before that token (selects, so that an infinite past leaves no NaN).
 
     Returns:
-        y: (B, L, D), dtype of x; state: (B, W-1, D) the last W-1 tokens, those before a reset as zeros; dtype of the state that came, else of x.
+        y: (B, L, D), dtype of x; state: (B, W-1, D) the last W-1 tokens, those before a reset as zeros; dtype of the
+            state that came, else of x.
 
     Raises:
         ShapeError: the arguments do not fit each other; the message shows all shapes.

@@ -30,7 +30,7 @@ def causal_conv(
 
 
 @jit
-def _forward_kernel(x, weight, bias, state, reset, y, last, taps, length, width, tile, begin, end):  # type: ignore[no-untyped-def]
+def _forward_kernel(x, weight, bias, state, reset, y, last, taps, length, width, tile, begin, end):
     tiles = (width + tile - 1) // tile
     for item in range(begin, end):
         row, low = item // tiles, (item % tiles) * tile
@@ -62,9 +62,7 @@ def _forward_kernel(x, weight, bias, state, reset, y, last, taps, length, width,
 
 
 @jit
-def _backward_kernel(  # type: ignore[no-untyped-def]
-    dy, dlast, x, weight, state, reset, dx, dstate, sums, taps, length, width, tile, begin, end
-):
+def _backward_kernel(dy, dlast, x, weight, state, reset, dx, dstate, sums, taps, length, width, tile, begin, end):
     tiles = (width + tile - 1) // tile
     part = np.empty((taps + 1) * tile, x.dtype)
     for item in range(begin, end):

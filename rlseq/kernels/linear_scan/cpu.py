@@ -25,7 +25,7 @@ def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None, reset: Tensor | None) -
 
 
 @jit
-def _forward_kernel(a, b, h0, reset, h, h_last, length, width, tile, begin, end):  # type: ignore[no-untyped-def]
+def _forward_kernel(a, b, h0, reset, h, h_last, length, width, tile, begin, end):
     tiles = (width + tile - 1) // tile
     for item in range(begin, end):
         row, low = item // tiles, (item % tiles) * tile
@@ -44,7 +44,7 @@ def _forward_kernel(a, b, h0, reset, h, h_last, length, width, tile, begin, end)
 
 
 @jit
-def _backward_kernel(dh, dh_last, a, h, h0, reset, da, db, dh0, length, width, tile, begin, end):  # type: ignore[no-untyped-def]
+def _backward_kernel(dh, dh_last, a, h, h0, reset, da, db, dh0, length, width, tile, begin, end):
     tiles = (width + tile - 1) // tile
     for item in range(begin, end):
         row, low = item // tiles, (item % tiles) * tile

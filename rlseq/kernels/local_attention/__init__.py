@@ -1,4 +1,4 @@
-"""The op ``local_attention``: causal softmax attention over the last W tokens, with a ring of keys and values as its state."""
+"""``local_attention``: causal softmax attention over the last W tokens; the state is a ring of keys and values."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def local_attention(
 ) -> tuple[Tensor, AttentionState]:
     """Causal softmax attention o_t = sum_j softmax_j(q_t k_j / sqrt(E)) v_j over the last W tokens j, t - W < j <= t.
 
-    Tokens before the last reset at or before t do not count. With fewer key heads than query heads (GQA, MQA), query head h reads key head
-    h // (H / Hk). There is no positional encoding inside: rotate q and k before, with positions counted from the last reset
-    (``state.count`` is the position of the first token).
+    Tokens before the last reset at or before t do not count. With fewer key heads than query heads (GQA, MQA), query
+    head h reads key head h // (H / Hk). There is no positional encoding inside: rotate q and k before, with positions
+    counted from the last reset (``state.count`` is the position of the first token).
 
-    Keys and values must be finite: unlike the scans, an infinity before a reset still reaches the tokens whose window it is in (0 x inf); the
-    carried state forgets it.
+    Keys and values must be finite: unlike the scans, an infinity before a reset still reaches the tokens whose window
+    it is in (0 x inf); the carried state forgets it.
 
     Args:
         q: (B, L, H, E), L >= 1.
@@ -40,7 +40,8 @@ def local_attention(
         dropout: probability to drop an attention weight, in [0, 1); pass 0 when not training.
 
     Returns:
-        o: (B, L, H, Ev), dtype of q; state: the ring after the last token, in the dtype of the state that came, else of k.
+        o: (B, L, H, Ev), dtype of q; state: the ring after the last token, in the dtype of the state that came, else
+            of k.
 
     Raises:
         ShapeError: the arguments do not fit each other; the message shows all shapes.
@@ -49,7 +50,8 @@ def local_attention(
     """
     if window < 1 or not 0.0 <= dropout < 1.0:
         raise ConfigError(
-            f"local_attention: window must be at least 1 and dropout in [0, 1), got window {window} and dropout {dropout}. Change them."
+            "local_attention: window must be at least 1 and dropout in [0, 1), "
+            f"got window {window} and dropout {dropout}. Change them."
         )
     if (
         not q.dim() == k.dim() == v.dim() == 4

@@ -19,12 +19,18 @@ class AttentionState(NamedTuple):
 
     key: Tensor
     value: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody calls on a state
 
     @staticmethod
     def zeros(
-        batch_size: int, window: int, key_heads: int, key_size: int, value_size: int | None = None, *,
-        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+        batch_size: int,
+        window: int,
+        key_heads: int,
+        key_size: int,
+        value_size: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> AttentionState:
         """The empty ring, which equals state None; value_size is key_size unless given."""
         value_size = key_size if value_size is None else value_size
@@ -36,7 +42,7 @@ class AttentionState(NamedTuple):
 
 
 def positions(count: Tensor, reset: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
-    """Position since the last reset, (B, L) int64, and number of resets so far, (B, L) int64 or (B, 1) zeros, of new tokens."""
+    """Of new tokens: position since the last reset, (B, L) int64, and resets so far, (B, L) int64 or (B, 1) zeros."""
     index = torch.arange(length, device=count.device)
     if reset is None:
         return count[:, None] + index, torch.zeros_like(count)[:, None]

@@ -60,7 +60,11 @@ def _step(
     if reset is not None:
         # the ring forgets by selection, so that a stale infinity cannot come back as 0 x inf
         gone = reset[:, :, None, None]
-        key, value, count = torch.where(gone, 0.0, key), torch.where(gone, 0.0, value), torch.where(reset[:, 0], 0, count)
+        key, value, count = (
+            torch.where(gone, 0.0, key),
+            torch.where(gone, 0.0, value),
+            torch.where(reset[:, 0], 0, count),
+        )
     slots = torch.arange(window, device=count.device)
     own = (slots == torch.remainder(count, window)[:, None])[:, :, None, None]
     key, value = torch.where(own, k.to(key.dtype), key), torch.where(own, v.to(value.dtype), value)
@@ -92,8 +96,12 @@ def _banded(
     # an empty slot gets a segment that no token has
     past_segment = torch.where(filled, 0, -2)
     key_segment = torch.cat([past_segment, segment], dim=1).unfold(1, window + block, block)
-    distance = torch.arange(window, window + block, device=q.device)[:, None] - torch.arange(window + block, device=q.device)
+    distance = torch.arange(window, window + block, device=q.device)[:, None] - torch.arange(
+        window + block, device=q.device
+    )
     band = (distance >= 0) & (distance < window)
     seen = band & (segment.unflatten(1, (blocks, block))[..., None] == key_segment[:, :, None, :])
-    o = _attend(queries, keys_of_blocks(state.key, k), keys_of_blocks(state.value, v), seen.flatten(0, 1)[:, None], dropout)
+    o = _attend(
+        queries, keys_of_blocks(state.key, k), keys_of_blocks(state.value, v), seen.flatten(0, 1)[:, None], dropout
+    )
     return o.unflatten(0, (batch, blocks)).flatten(1, 2)[:, :length]

@@ -1,4 +1,4 @@
-"""``local_attention`` with one dense mask over [ring, new tokens]: the oracle of ``blocked``; autograd does its backward."""
+"""``local_attention`` with one dense mask over [ring, new tokens]: the oracle of ``blocked``."""
 
 from __future__ import annotations
 

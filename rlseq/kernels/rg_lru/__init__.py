@@ -1,4 +1,4 @@
-"""The op ``rg_lru``: the real-gated linear recurrent unit of Hawk and Griffin (De et al. 2024, arXiv 2402.19427, eq. 1-4)."""
+"""The op ``rg_lru``: the real-gated linear recurrent unit of Hawk and Griffin (De et al. 2024, arXiv 2402.19427)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ def rg_lru(
 ) -> tuple[Tensor, Tensor]:
     """Gated linear recurrence h_t = a_t h_{t-1} + beta_t i_t x_t for t = 1..L.
 
-    r = sigmoid(gate_a); i = sigmoid(gate_x); u = c r softplus(a_param); a = exp(-u); beta = sqrt(1 - a^2). At a reset h_{t-1} is 0 and
-    beta is 1. (arXiv 2402.19427, eq. 1-4, with their a = sigmoid(-a_param); their eq. 6 has a sign slip.)
+    r = sigmoid(gate_a); i = sigmoid(gate_x); u = c r softplus(a_param); a = exp(-u); beta = sqrt(1 - a^2). At a reset
+    h_{t-1} is 0 and beta is 1. (arXiv 2402.19427, eq. 1-4, with their a = sigmoid(-a_param); their eq. 6 has a sign
+    slip.)
 
-    Gradient, with g_t = dh_t + a_{t+1} g_{t+1} the gradient that reaches h_t and dbeta = g i x: dx = g beta i; dgate_x = g beta x i (1 - i);
-    dgate_a = S (1 - r) and da_param = sum S sigmoid(a_param) / softplus(a_param), where S = -u a h_{t-1} g + dbeta a^2 u / beta, and u / beta
-    is 0 at u = 0. At a reset only x and gate_x get one. It needs no clipping of 1 / beta.
+    Gradient, with g_t = dh_t + a_{t+1} g_{t+1} the gradient that reaches h_t and dbeta = g i x: dx = g beta i;
+    dgate_x = g beta x i (1 - i); dgate_a = S (1 - r) and da_param = sum S sigmoid(a_param) / softplus(a_param), where
+    S = -u a h_{t-1} g + dbeta a^2 u / beta, and u / beta is 0 at u = 0. At a reset only x and gate_x get one. It
+    needs no clipping of 1 / beta.
 
     Gates and decays in float32 (float64 for float64 x), the state in float64. The update is written as a difference,
     h += expm1(-u) h + beta i x, because a float32 decay of 1 - 1e-6 is 3 % wrong.

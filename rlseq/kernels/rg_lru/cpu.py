@@ -1,6 +1,7 @@
-"""``rg_lru`` in Numba: time outside, channels inside; gates in float32, the state in float64; the backward recomputes the gates.
+"""``rg_lru`` in Numba: time outside, channels inside; gates in float32, state in float64; backward recomputes gates.
 
-Each token's channels are done in short loops of one precision each, because a loop that mixes float32 and float64 gets half the vector width.
+Each token's channels are done in short loops of one precision each, because a loop that mixes float32 and float64
+gets half the vector width.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def rg_lru(
 
 
 @jit
-def _forward_kernel(x, gate_x, gate_a, rate, h0, reset, h, h_last, length, width, tile, begin, end):  # type: ignore[no-untyped-def]
+def _forward_kernel(x, gate_x, gate_a, rate, h0, reset, h, h_last, length, width, tile, begin, end):
     tiles = (width + tile - 1) // tile
     change, added = np.empty(tile, x.dtype), np.empty(tile, x.dtype)
     two = x.dtype.type(2.0)
@@ -62,7 +63,7 @@ def _forward_kernel(x, gate_x, gate_a, rate, h0, reset, h, h_last, length, width
 
 
 @jit
-def _backward_kernel(  # type: ignore[no-untyped-def]
+def _backward_kernel(
     dh, dh_last, x, gate_x, gate_a, rate, h, h0, reset, dx, dgate_x, dgate_a, sums, dh0, length, width, tile, begin, end
 ):
     tiles = (width + tile - 1) // tile
@@ -95,14 +96,13 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
                 r, i = sigmoid(gate_a_t[d]), sigmoid(gate_x_t[d])
                 u = rates[d] * r
                 m = expm1(-u)
-                square = -m * (m + two)
-                beta = np.sqrt(square)
+                # u / beta is 0 at u = 0
+                beta = np.sqrt(max(-m * (m + two), tiny))
                 gi = g[d] * i
                 dx_t[d] = gi * beta
                 dgate_x_t[d] = gi * beta * x_t[d] * (one - i)
                 a = one + m
-                safe = u / np.sqrt(max(square, tiny))
-                s = a * (gi * x_t[d] * a * safe - u * past[d] * g[d])
+                s = a * (gi * x_t[d] * a * (u / beta) - u * past[d] * g[d])
                 dgate_a_t[d] = s * (one - r)
                 change[d] = m
                 slope[d] = s

@@ -23,7 +23,7 @@ def rg_lru(
     rate = c * functional.softplus(a_param.to(dtype), threshold=40.0)
     change = torch.expm1(-rate * torch.sigmoid(gate_a.to(dtype)))
     square = -change * (change + 2.0)
-    # sqrt has an infinite slope at 0: select before and after, so that a decay of exactly 1 gets the gradient 0 and not NaN
+    # sqrt has an infinite slope at 0: select before and after, so that a decay of exactly 1 gets gradient 0, not NaN
     positive = square > 0.0
     beta = torch.where(positive, torch.sqrt(torch.where(positive, square, 1.0)), 0.0)
     if reset is not None:

@@ -1,0 +1,118 @@
+"""Every backbone in the folder keeps the contract; ``python -m rlseq.conformance NAME`` runs the long form."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlseq import backbones, conformance
+
+subject = functools.cache(functools.partial(conformance.subject, cases=6, steps=300, compiler="aot_eager"))
+
+
+PLUG_IN = """
+from dataclasses import dataclass
+
+from rlseq.backbones import hawk
+
+
+@dataclass(frozen=True)
+class Config:
+    width: int = 16
+    depth: int = 1
+    broken: bool = False
+
+
+def build(config):
+    model = hawk.build(hawk.Config(config.width, config.depth))
+    if config.broken:
+        model.step = no_step
+    return model
+
+
+def no_step(x, state, reset=None):
+    raise ZeroDivisionError("no step here")
+"""
+
+
+@pytest.mark.parametrize("law", conformance.LAWS)
+@pytest.mark.parametrize("name", backbones.available())
+def test_backbone_keeps_the_law(name: str, law: str) -> None:
+    conformance.LAWS[law](subject(name))
+
+
+@pytest.mark.parametrize("law", ["forward_equals_steps", "packed_row_equals_its_episodes"])
+@pytest.mark.parametrize("options", [{"heads": 1, "window": 1}, {"window": 24}, {"window": 7, "heads": 4}], ids=str)
+def test_attention_keeps_the_law_in_windows_of_any_size(options: dict[str, int], law: str) -> None:
+    conformance.LAWS[law](subject("transformer", **options))
+
+
+def test_half_open_gates_and_released_decays_keep_the_law() -> None:
+    conformance.LAWS["forward_equals_steps"](subject("hawk", decay_init="released", heads=1, depth=1))
+
+
+@pytest.mark.parametrize("name", backbones.available())
+def test_initial_state_has_the_rows_and_dtype_asked_for(name: str) -> None:
+    model = subject(name).model(torch.float32)
+    for rows in (1, 3):
+        leaves = torch.utils._pytree.tree_leaves(model.init_state(rows, dtype=torch.bfloat16, device="cpu"))
+        assert {len(leaf) for leaf in leaves} == {rows}
+        assert {leaf.dtype for leaf in leaves} <= {torch.bfloat16, torch.float64, torch.int64}
+        assert torch.bfloat16 in {leaf.dtype for leaf in leaves}
+        _, state = model.step(torch.randn(rows, 16), model.init_state(rows, dtype=torch.bfloat16))
+        assert [leaf.dtype for leaf in torch.utils._pytree.tree_leaves(state)] == [leaf.dtype for leaf in leaves]
+
+
+@pytest.mark.parametrize("name", backbones.available())
+def test_dropout_acts_in_training_only(name: str) -> None:
+    model = conformance.subject(name, dropout=0.5).model(torch.float32)
+    x = torch.randn(2, 9, 16)
+    assert torch.equal(model(x)[0], model(x)[0])
+    model.train()
+    assert not torch.equal(model(x)[0], model(x)[0])
+    state = model.init_state(2)
+    assert not torch.equal(model.step(x[:, 0], state)[0], model.step(x[:, 0], state)[0])
+
+
+def test_command_line_prints_a_line_a_law(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = {name: law for name, law in conformance.LAWS.items() if name not in ("compiled_step_equals_eager",)}
+    monkeypatch.setattr(conformance, "LAWS", quick)
+    assert conformance.main(["hawk", "--cases", "1", "--steps", "5", "--option", "heads=1"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("kept") == len(quick)
+    assert "heads=1" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hwak"], "Did you mean 'hawk'?"),
+        (["hawk", "--option", "head=1"], "Did you mean 'heads'?"),
+        (["hawk", "--option", "heads"], "--option must be NAME=JSON"),
+        (["hawk", "--option", "heads=0"], "heads must be a whole number >= 1, got 0"),
+    ],
+)
+def test_command_line_says_what_is_wrong_and_exits_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        conformance.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_plug_in_from_outside_is_checked_and_its_exceptions_are_findings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "__init__.py").touch()
+    (tmp_path / "outside" / "mine.py").write_text(PLUG_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    quick = {name: conformance.LAWS[name] for name in ("no_output_sees_a_later_token", "forward_equals_steps")}
+    monkeypatch.setattr(conformance, "LAWS", quick)
+    assert conformance.main(["outside.mine", "--cases", "1"]) == 0
+    assert conformance.main(["outside.mine", "--cases", "1", "--option", "broken=true"]) == 1
+    assert "forward_equals_steps: got ZeroDivisionError: no step here" in capsys.readouterr().out

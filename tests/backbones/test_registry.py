@@ -1,0 +1,111 @@
+"""The folder is the registry: names, plug-ins, options, and the errors of each; shapes that do not fit a Stack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rlseq import backbones
+from rlseq.backbones import Backbone, Mixer
+from rlseq.errors import ConfigError, ShapeError, UnknownNameError
+
+
+def test_available_lists_the_public_files_of_the_folder() -> None:
+    folder = Path(backbones.__file__).parent
+    assert backbones.available() == sorted(path.stem for path in folder.glob("*.py") if not path.name.startswith("_"))
+    assert {"hawk", "transformer"} <= set(backbones.available())
+
+
+@pytest.mark.parametrize("name", backbones.available())
+def test_built_backbone_is_a_backbone_with_the_common_fields(name: str) -> None:
+    config = backbones.config_class(name)(width=16, depth=2)
+    assert (config.width, config.depth) == (16, 2)
+    assert 0 <= config.dropout < 1
+    options = {"window": 4} if hasattr(config, "window") else {}
+    model = backbones.build(name, width=16, depth=2, **options)
+    assert isinstance(model, Backbone)
+    assert isinstance(model.blocks[0].mixer, Mixer)
+    assert backbones.parameter_count(model) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_same_seed_gives_the_same_weights() -> None:
+    models = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        models.append(backbones.build("hawk", width=16, depth=1))
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_unknown_backbone_or_option_names_the_nearest() -> None:
+    with pytest.raises(
+        UnknownNameError, match=r"unknown backbone 'hawkk'\. Did you mean 'hawk'\? Known: .*transformer"
+    ):
+        backbones.build("hawkk", width=16, depth=1)
+    with pytest.raises(UnknownNameError, match=r"option of backbone hawk 'drop_out'\. Did you mean 'dropout'\?"):
+        backbones.build("hawk", width=16, depth=1, drop_out=0.1)
+
+
+@pytest.mark.parametrize("name", ["_stack", "", "HAWK", "hawk.py", "no_such_package.mine", "rlseq.backbones.none"])
+def test_name_that_is_no_backbone_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError):
+        backbones.load(name)
+
+
+def test_plug_in_must_have_config_and_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plugs").mkdir()
+    (tmp_path / "plugs" / "empty.py").write_text("Config = None\n")
+    (tmp_path / "plugs" / "needy.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"must define Config and build, got 'plugs.empty' without Config and build"):
+        backbones.load("plugs.empty")
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        backbones.load("plugs.needy")
+
+
+def test_only_the_transformer_is_not_recurrent() -> None:
+    assert backbones.is_recurrent(backbones.config_class("hawk")())
+    assert not backbones.is_recurrent(backbones.config_class("transformer")())
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return backbones.build("hawk", width=16, depth=2)
+
+
+def test_misfit_names_both_shapes(model: nn.Module) -> None:
+    state = model.init_state(2)
+    with pytest.raises(ShapeError, match=r"forward: x must be \(B, L, D\) with D = 16, got \(2, 5, 8\)"):
+        model(torch.zeros(2, 5, 8))
+    with pytest.raises(ShapeError, match=r"step: x must be \(B, D\) with D = 16, got \(2, 1, 16\)"):
+        model.step(torch.zeros(2, 1, 16), state)
+    with pytest.raises(ShapeError, match=r"reset must be bool of shape \(2, 5\), got torch.bool \(2, 4\)"):
+        model(torch.zeros(2, 5, 16), None, torch.zeros(2, 4, dtype=torch.bool))
+    with pytest.raises(ShapeError, match=r"reset must be bool of shape \(2,\), got torch.float32 \(2,\)"):
+        model.step(torch.zeros(2, 16), state, torch.zeros(2))
+    with pytest.raises(ShapeError, match="state must have one entry for each of 2 layers, got 1"):
+        model.step(torch.zeros(2, 16), state[:1])
+
+
+def test_stack_of_ones_own_mixers_is_a_backbone() -> None:
+    from rlseq.backbones import Block, GatedMLP, Stack, TwoLayerMLP
+    from rlseq.backbones._attention import AttentionMixer
+    from rlseq.backbones._rg_lru import RecurrentMixer
+    from rlseq.conformance import LAWS, Subject
+
+    def make() -> nn.Module:
+        return Stack(
+            16,
+            [
+                Block(16, RecurrentMixer(16, heads=1), GatedMLP(16)),
+                Block(16, AttentionMixer(16, heads=2, window=3), None),
+                Block(16, AttentionMixer(16, heads=1, window=4), TwoLayerMLP(16), norm=nn.LayerNorm),
+            ],
+            norm=nn.LayerNorm,
+        )
+
+    for law in ("forward_equals_steps", "packed_row_equals_its_episodes"):
+        LAWS[law](Subject(make, 16, cases=3))

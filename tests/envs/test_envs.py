@@ -1,0 +1,208 @@
+"""Environments are made flat, quiet, seeded, and held against a dataset."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from rlseq import envs
+from rlseq.data import open_dataset
+from rlseq.envs._quiet import _pass_on
+from rlseq.errors import ConfigError, SpaceError, UnknownNameError
+from rlseq.types import DatasetInfo
+
+NESTED = spaces.Dict({"position": spaces.Box(-1, 1, (2, 2)), "goal": spaces.Tuple((spaces.Box(-1, 1, (1,)),) * 2)})
+
+
+class _Nested(gymnasium.Env):
+    observation_space = NESTED
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def __init__(self, steps=3):
+        self.steps = steps
+
+    def _observe(self):
+        return {"position": np.full((2, 2), 0.5, np.float32), "goal": (np.zeros(1, np.float32), np.ones(1, np.float32))}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.done = 0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.done += 1
+        return self._observe(), 1.0, self.done == self.steps, False, {}
+
+
+@pytest.fixture
+def nested_id():
+    gymnasium.register("rlseq-test/Nested-v0", _Nested)
+    yield "rlseq-test/Nested-v0"
+    del gymnasium.registry["rlseq-test/Nested-v0"]
+
+
+def _info(**changes):
+    info = DatasetInfo("test", "HalfCheetah-v5", 17, -np.ones(6), np.ones(6), 1000, None, None)
+    return replace(info, **changes)
+
+
+def test_make_gives_a_vector_with_next_step_autoreset():
+    vector = envs.make("HalfCheetah-v5", 3, seed=0)
+    assert vector.num_envs == 3
+    assert vector.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
+    obs, _ = vector.reset()
+    assert obs.shape == (3, 17)
+    vector.close()
+
+
+def test_the_same_seed_gives_the_same_start_and_rows_differ():
+    first, second, other = (envs.make("Hopper-v5", 2, seed=seed).reset()[0] for seed in (4, 4, 5))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first[0], first[1])
+
+
+def test_nested_observations_are_flattened_as_gymnasium_does(nested_id):
+    vector = envs.make(nested_id, 2, steps=5)
+    obs, _ = vector.reset(seed=0)
+    expected = spaces.flatten(NESTED, _Nested()._observe())
+    assert np.array_equal(obs, np.stack([expected] * 2))
+    ended = [vector.step(np.zeros((2, 1)))[2].any() for _ in range(5)]
+    assert ended == [False] * 4 + [True], "keyword arguments arrive"
+
+
+def test_dropped_columns_are_those_that_the_dataset_drops():
+    store = open_dataset("bundled:halfcheetah-medium-replay").drop_obs([0, 5, 16])
+    vector = envs.make_for(store.info, 2, seed=0)
+    assert vector.single_observation_space.shape == (14,)
+    full = envs.make("HalfCheetah-v5", 2).reset(seed=1)[0]
+    assert np.array_equal(vector.reset(seed=1)[0], np.delete(full, [0, 5, 16], axis=1))
+
+
+def test_a_dataset_fits_its_environment():
+    store = open_dataset("bundled:halfcheetah-medium-replay")
+    vector = envs.make_for(store.info, 2, seed=0)
+    envs.check_spaces(vector, store.info)
+    envs.check_spaces(vector.envs[0], store.info)
+
+
+def test_the_model_of_a_d4rl_walker_is_the_old_one():
+    def friction(**options):
+        model = envs.make("Walker2d-v5", **options).envs[0].unwrapped.model
+        return model.geom("foot_geom").friction[0], model.geom("foot_left_geom").friction[0]
+
+    assert friction() == (1.9, 1.9)
+    assert friction(xml_file="walker2d.xml") == (0.9, 1.9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"obs_size": 11}, ("observations: dataset 11 numbers", "17")),
+        ({"action_low": -np.ones(3), "action_high": np.ones(3)}, ("actions: dataset 3 numbers",)),
+        ({"action_high": np.full(6, 0.4)}, ("action high: dataset [0.4",)),
+        ({"action_low": np.full(6, -2.0)}, ("action low: dataset [-2.0",)),
+        ({"obs_size": 1, "action_low": np.zeros(1), "action_high": np.ones(1)}, ("observations:", "actions:")),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_line(changes, words):
+    with pytest.raises(SpaceError) as caught:
+        envs.make_for(_info(**changes))
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_an_environment_of_discrete_actions_does_not_fit():
+    with pytest.raises(SpaceError, match="Discrete"):
+        envs.check_spaces(envs.make("CartPole-v1"), _info(obs_size=4))
+
+
+@pytest.mark.parametrize("env_id", ["HalfChetah-v5", "HalfCheetah-v99", "nowhere/HalfCheetah-v5"])
+def test_an_unknown_environment_gets_the_nearest_name(env_id):
+    with pytest.raises(UnknownNameError, match=r"unknown environment.*Did you mean 'HalfCheetah-v\d'.*Hopper-v5"):
+        envs.make(env_id)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: envs.make("no_such_module:Env-v0"),
+        lambda: envs.make("HalfCheetah-v5", wings=2),
+        lambda: envs.make("HalfCheetah-v5", 0),
+        lambda: envs.make("HalfCheetah-v5", dropped_obs=[17]),
+        lambda: envs.make_for(_info(env_id=None)),
+    ],
+)
+def test_an_environment_that_cannot_be_made_is_one_line(call):
+    with pytest.raises(ConfigError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+_CODE = """
+import os, sys, warnings
+warnings.simplefilter("error")
+from rlseq import envs
+for name in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"):
+    vector = envs.make(name, 2, seed=0)
+    vector.reset()
+    for _ in range(3):
+        vector.step(vector.action_space.sample())
+    vector.close()
+print(os.listdir("."))
+"""
+
+
+def test_mujoco_neither_prints_nor_leaves_a_file(tmp_path):
+    done = subprocess.run([sys.executable, "-c", _CODE], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_mujoco_does_print_and_write_without_it(tmp_path):
+    code = "import gymnasium; gymnasium.make('HalfCheetah-v5')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    if not (done.stdout + done.stderr) and not list(tmp_path.iterdir()):
+        pytest.skip("this MuJoCo has nothing to say about HalfCheetah-v5, so the quiet is not tested")
+
+
+def test_other_warnings_of_mujoco_pass_on_and_never_raise_into_its_c_code(capsys):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _pass_on("compiler attribute 'x' is deprecated and will be removed")
+        _pass_on("Nan, Inf or huge value in QACC at DOF 0.")
+    assert [str(one.message) for one in caught] == ["MuJoCo: Nan, Inf or huge value in QACC at DOF 0."]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _pass_on("Nan, Inf or huge value in QACC at DOF 0.")
+    assert "huge value" in capsys.readouterr().err
+
+
+def test_a_real_warning_of_the_simulation_reaches_the_user():
+    env = envs.make("HalfCheetah-v5").envs[0]
+    env.reset(seed=0)
+    data = env.unwrapped.data
+    data.qvel[:] = 1e30
+    with pytest.warns(RuntimeWarning, match="MuJoCo: .*huge value"):
+        env.unwrapped.do_simulation(np.zeros(6), 1)
+
+
+def test_a_handler_that_is_already_set_stays():
+    import mujoco
+
+    before = mujoco.get_mju_user_warning()
+    heard = []
+    try:
+        mujoco.set_mju_user_warning(heard.append)
+        envs.make("HalfCheetah-v5").close()
+        assert mujoco.get_mju_user_warning() is not _pass_on
+    finally:
+        mujoco.set_mju_user_warning(before)

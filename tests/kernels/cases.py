@@ -1,0 +1,93 @@
+"""Random arguments for every op, and how to run an implementation with gradients through all that it returns."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SCANS = ("causal_conv", "linear_scan", "rg_lru")
+Function = Callable[..., tuple[Tensor, Tensor]]
+
+
+def implementation(op: str, name: str) -> Function:
+    function: Function = getattr(importlib.import_module(f"rlseq.kernels.{op}.{name}"), op)
+    return function
+
+
+def public(op: str) -> Function:
+    function: Function = getattr(importlib.import_module("rlseq.kernels"), op)
+    return function
+
+
+def arguments(
+    op: str, batch: int, length: int, width: int, *, resets: float | None = 0.2, state: bool = True, seed: int = 0
+) -> list[Any]:
+    """float64 arguments of a scan in the order of its signature; the state is at STATE[op], reset comes next."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64)
+
+    reset = None if resets is None else torch.rand(batch, length, generator=random) < resets
+    x = normal(batch, length, width)
+    if op == "linear_scan":
+        decay = torch.rand(batch, length, width, generator=random, dtype=torch.float64)
+        return [decay, x, normal(batch, width) if state else None, reset]
+    if op == "rg_lru":
+        gates = [normal(batch, length, width), 3.0 * normal(batch, length, width)]
+        return [x, *gates, 3.0 * normal(width) - 3.0, normal(batch, width) if state else None, reset, 8.0]
+    return [x, normal(4, width), normal(width), normal(batch, 3, width) if state else None, reset]
+
+
+STATE = {"linear_scan": 2, "rg_lru": 4, "causal_conv": 3}
+TOKENS = {"linear_scan": (0, 1), "rg_lru": (0, 1, 2), "causal_conv": (0,)}
+
+
+def cast(args: Sequence[Any], dtype: torch.dtype) -> list[Any]:
+    return [arg.to(dtype) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args]
+
+
+def part(op: str, args: Sequence[Any], begin: int, end: int, state: Tensor | None) -> list[Any]:
+    """The arguments for tokens begin..end with another state."""
+    out = list(args)
+    for i in TOKENS[op]:
+        out[i] = args[i][:, begin:end]
+    at = STATE[op]
+    out[at] = state
+    out[at + 1] = None if args[at + 1] is None else args[at + 1][:, begin:end]
+    return out
+
+
+def with_gradients(function: Function, args: Sequence[Any], seed: int = 0) -> list[Tensor]:
+    """The outputs, then the gradient of every float argument for a random weighting of both outputs."""
+    leaves = [
+        arg.detach().clone().requires_grad_() if isinstance(arg, Tensor) and arg.is_floating_point() else arg
+        for arg in args
+    ]
+    outputs = function(*leaves)
+    random = torch.Generator().manual_seed(seed)
+    loss = torch.zeros((), dtype=torch.float64)
+    for output in outputs:
+        loss = loss + (output * torch.randn(output.shape, generator=random, dtype=torch.float64)).sum()
+    wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    return [output.detach() for output in outputs] + list(torch.autograd.grad(loss, wanted))
+
+
+def error(got: Tensor, expected: Tensor) -> float:
+    """Largest difference relative to the largest expected magnitude (1e-12 at least, where float32 underflows)."""
+    if expected.numel() == 0:
+        return 0.0
+    difference = (got.double() - expected.double()).abs().max()
+    return (difference / expected.double().abs().max().clamp_min(1e-12)).item()
+
+
+def worst(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected, strict=True):
+        assert one.shape == other.shape
+        assert torch.isfinite(one).all()
+    return max(error(one, other) for one, other in zip(got, expected, strict=True))

@@ -1,0 +1,114 @@
+"""Which implementation runs, and what is said where none can."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rlseq.errors import ConfigError, KernelError, ShapeError, UnknownNameError
+from rlseq.kernels import _dispatch, causal_conv, linear_scan, local_attention, rg_lru, status
+from tests.kernels.cases import SCANS, arguments, implementation, public, worst
+
+
+def test_every_op_folder_is_found_with_its_implementations_best_first() -> None:
+    assert set(SCANS) | {"local_attention"} <= set(_dispatch.ops())
+    for op in _dispatch.ops():
+        names = _dispatch.implementations(op)
+        assert names[-1] == "reference"
+        assert len(names) > 1
+
+
+def test_the_cpu_runs_everything_without_the_reference() -> None:
+    chosen = {row.op: row.implementation for row in status() if row.chosen}
+    assert set(chosen) == set(_dispatch.ops())
+    assert "reference" not in chosen.values()
+
+
+@pytest.mark.parametrize("op", SCANS)
+def test_forcing_the_reference_gives_the_same_values(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = arguments(op, 2, 9, 5)
+    usual = public(op)(*args)
+    monkeypatch.setenv("RLSEQ_KERNEL", "reference")
+    assert _dispatch.choose(op, "cpu", torch.float32) is implementation(op, "reference")
+    assert worst(public(op)(*args), usual) < 1e-14
+
+
+def test_an_unknown_implementation_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLSEQ_KERNEL", "referense")
+    with pytest.raises(UnknownNameError, match="Did you mean 'reference'"):
+        linear_scan(torch.ones(1, 5, 2), torch.ones(1, 5, 2))
+
+
+def test_a_forced_implementation_that_cannot_run_lists_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLSEQ_KERNEL", "cpu")
+    with pytest.raises(KernelError, match=r"cpu: tensors are on meta.*reference: excluded by RLSEQ_KERNEL=cpu"):
+        linear_scan(torch.ones(1, 5, 2, device="meta"), torch.ones(1, 5, 2, device="meta"))
+    assert {row.reason for row in status() if row.implementation == "blocked"} == {"excluded by RLSEQ_KERNEL"}
+
+
+def test_several_allowed_implementations_serve_ops_of_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLSEQ_KERNEL", "cpu,blocked")
+    chosen = {row.op: row.implementation for row in status() if row.chosen}
+    assert chosen["rg_lru"] == "cpu"
+    assert chosen["local_attention"] == "blocked"
+
+
+def test_without_numba_the_scans_say_so_and_run_the_reference() -> None:
+    code = (
+        "import sys; sys.modules['numba'] = None\n"
+        "import torch\n"
+        "from rlseq.kernels import linear_scan, status\n"
+        "print(linear_scan(torch.ones(1, 5, 2), torch.ones(1, 5, 2))[1].tolist())\n"
+        "print([row.reason for row in status() if row.implementation == 'cpu'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "[[5.0, 5.0]]" in done.stdout
+    assert done.stdout.count("numba is not installed") == len(SCANS)
+
+
+@pytest.mark.parametrize("threads", ["0", "two", "-1"])
+def test_a_wrong_thread_count_is_one_clear_error(threads: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLSEQ_NUM_THREADS", threads)
+    with pytest.raises(ConfigError, match=f"RLSEQ_NUM_THREADS must be a positive integer, got '{threads}'"):
+        linear_scan(torch.ones(2, 200, 100), torch.ones(2, 200, 100))
+
+
+def test_arguments_that_do_not_fit_show_every_shape() -> None:
+    x, w = torch.ones(2, 5, 3), torch.ones(3)
+    with pytest.raises(ShapeError, match=r"a \(2, 5, 3\) float32, b \(2, 4, 3\) float32, h0 None, reset None"):
+        linear_scan(x, x[:, :4])
+    for bad in (
+        lambda: linear_scan(x, x, torch.ones(2, 4)),
+        lambda: linear_scan(x, x, reset=torch.zeros(2, 5)),
+        lambda: linear_scan(x[:, :0], x[:, :0]),
+        lambda: linear_scan(x.long(), x.long()),
+        lambda: rg_lru(x, x, x[:1], w),
+        lambda: rg_lru(x, x, x, w[:2]),
+        lambda: rg_lru(x, x, x, w.long()),
+        lambda: causal_conv(x, torch.ones(4, 2), w),
+        lambda: causal_conv(x, torch.ones(4, 3), w, torch.ones(2, 4, 3)),
+        lambda: causal_conv(x, torch.ones(4, 3), w[:2]),
+    ):
+        with pytest.raises(ShapeError, match="got "):
+            bad()
+
+
+def test_attention_arguments_that_do_not_fit_show_every_shape() -> None:
+    q, k = torch.ones(2, 5, 4, 8), torch.ones(2, 5, 2, 8)
+    _, state = local_attention(q, k, k, 3)
+    for bad in (
+        lambda: local_attention(q, torch.ones(2, 5, 3, 8), torch.ones(2, 5, 3, 8), 3),
+        lambda: local_attention(q, k, k[:, :4], 3),
+        lambda: local_attention(q, k, k.double(), 3),
+        lambda: local_attention(q, k, k, 3, reset=torch.zeros(2, 4, dtype=torch.bool)),
+        lambda: local_attention(q, k, k, 4, state),
+    ):
+        with pytest.raises(ShapeError, match=r"got q \(2, 5, 4, 8\) float32"):
+            bad()
+    with pytest.raises(ConfigError, match="window must be at least 1"):
+        local_attention(q, k, k, 0)
+    with pytest.raises(ConfigError, match="dropout 1.0"):
+        local_attention(q, k, k, 3, dropout=1.0)
