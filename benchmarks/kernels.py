@@ -1,12 +1,14 @@
-"""Time the kernels beside what torch offers: python benchmarks/kernels.py [--threads N] [--repeats N] [--op NAME].
+"""Time the kernels beside torch: python benchmarks/kernels.py [--threads N] [--repeats N] [--op NAME].
 
-All contenders of a shape run in one process, in turns, and allocate their outputs alike; a figure is the median over the repeats,
-with the quartiles. An op is timed only after its values and gradients pass a check against the float64 reference.
+All contenders of a shape run in one process, in turns, and allocate their outputs alike; a figure is the median over
+the repeats, with the quickest and the upper quartile. An op is timed only after its values and gradients pass a check
+against the float64 reference.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import platform
 import statistics
@@ -103,7 +105,8 @@ def report(title: str, elements: int, seconds: dict[str, list[float]]) -> None:
     """One line for each contender, in ns an element, and how it compares with ours."""
     ours = statistics.median(seconds["ours"])
     for name, times in seconds.items():
-        low, middle, high = (1e9 * value / elements for value in statistics.quantiles(times, n=4))
+        _, middle, high = (1e9 * value / elements for value in statistics.quantiles(times, n=4))
+        low = 1e9 * min(times) / elements
         ratio = statistics.median(times) / ours
         print(f"{title:44} {name:32} {middle:8.3f} ns [{low:.3f}, {high:.3f}]  {ratio:6.2f} x ours")
 
@@ -115,10 +118,10 @@ def scans(op: str, repeats: int) -> None:
         check(op, args)
         elements = shape[0] * shape[1] * shape[2]
         with torch.no_grad():
-            forward = {name: (lambda run=run: run(*args)) for name, run in functions.items()}
+            forward = {name: functools.partial(run, *args) for name, run in functions.items()}
             report(f"{op} forward {shape}", elements, interleaved(forward, repeats))
         weight = torch.randn(shape)
-        both = {name: (lambda run=run: gradients(run, args, weight)) for name, run in functions.items()}
+        both = {name: functools.partial(gradients, run, args, weight) for name, run in functions.items()}
         report(f"{op} forward + backward {shape}", elements, interleaved(both, repeats))
 
 

@@ -95,6 +95,8 @@ class Experiment:
             raise ConfigError(f"train: top must be in (0, 1], got {self.top}.")
         if not 0 <= self.validation < 1:
             raise ConfigError(f"train: validation must be in [0, 1), got {self.validation}.")
+        if self.seed < 0:
+            raise ConfigError(f"train: seed must be at least 0, got {self.seed}.")
         for name in ("window", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -13,8 +13,11 @@ class RlseqError(Exception):
     """Base of every error that a user's input can cause; the command line turns it into one line and exit code 2."""
 
 
-class ConfigError(RlseqError, ValueError):
-    """An option has a value outside its range, or options contradict each other."""
+class ConfigError(RlseqError):
+    """An option has a value outside its range, or options contradict each other.
+
+    Not a ValueError: the command-line parser would catch one and wrap it in a box of its own.
+    """
 
 
 class UnknownNameError(ConfigError):

@@ -19,7 +19,7 @@ from rlseq.training import OptimConfig, TrainingConfig
 def _published(targets: tuple[float, ...], scale: float = 1000.0) -> Experiment:
     return Experiment(
         agent_options=decision_transformer.Config(
-            tokens="interleaved", return_scale=scale, target_return=targets[0] if targets else None
+            tokens="interleaved", return_scale=scale, clip_return=False, target_return=targets[0] if targets else None
         ),
         backbone="transformer",
         window=20,

@@ -85,6 +85,9 @@ class DatasetStats:
     """Figures of a whole store. Returns are undiscounted, in raw reward units; lengths in environment steps.
 
     Attributes:
+        return_to_go_std: standard deviation of the return-to-go over all steps.
+        return_to_go_min: the smallest return-to-go of any step.
+        return_to_go_max: the largest one.
         obs_mean: (S,) float32.
         obs_std: (S,) float32 standard deviation, without the small constant that normalising adds.
     """
@@ -95,6 +98,9 @@ class DatasetStats:
     return_std: float
     return_min: float
     return_max: float
+    return_to_go_std: float
+    return_to_go_min: float
+    return_to_go_max: float
     length_mean: float
     length_min: int
     length_max: int

@@ -32,8 +32,10 @@ class Agent(nn.Module):
         info: the dataset's own description; the bounds of the action space come from it.
         stats: the dataset's figures; observations are normalised as (obs - mean) / (std + 1e-6).
         window: K, environment steps that a training row holds and that window mode re-reads.
-        return_scale: raw return-to-go is divided by this; the largest absolute return of the dataset if None.
+        return_scale: raw return-to-go is divided by this; its standard deviation over the dataset's steps if None.
         target_return: raw return to ask for when none is given; the dataset's best return if None.
+        clip_return: feed a return-to-go outside the dataset's range as the nearest one inside. What a network makes of an
+            input far from all it was trained on is arbitrary: asking for more than the data has then means its best.
 
     Raises:
         SpaceError: the action space is not bounded.
@@ -54,11 +56,12 @@ class Agent(nn.Module):
         window: int,
         return_scale: float | None = None,
         target_return: float | None = None,
+        clip_return: bool = False,
     ) -> None:
         super().__init__()
         self.info, self.stats, self.window = info, stats, window
-        largest = max(abs(stats.return_min), abs(stats.return_max))
-        self.return_scale = return_scale if return_scale is not None else (largest or 1.0)
+        self.clip_return = clip_return
+        self.return_scale = return_scale if return_scale is not None else (stats.return_to_go_std or 1.0)
         if not (math.isfinite(self.return_scale) and self.return_scale > 0):
             raise ConfigError(f"Agent: return_scale must be a positive number, got {self.return_scale}.")
         self.target_return = stats.return_max if target_return is None else target_return
@@ -103,6 +106,8 @@ class Agent(nn.Module):
 
         known (B, K) bool says where there is a previous step; elsewhere its action and reward are fed as zeros.
         """
+        if self.clip_return:
+            return_to_go = return_to_go.clamp(self.stats.return_to_go_min, self.stats.return_to_go_max)
         return Inputs(
             obs=(obs - self.obs_mean) / (self.obs_std + OBS_EPSILON),
             return_to_go_scaled=(return_to_go / self.return_scale).unsqueeze(-1),

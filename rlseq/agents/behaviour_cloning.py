@@ -41,7 +41,10 @@ class Config:
     """Read the return-to-go beside the observation."""
 
     return_scale: float | None = None
-    """Raw return-to-go is divided by this. None: the largest absolute return of the dataset."""
+    """Raw return-to-go is divided by this. None: its standard deviation over the dataset's steps."""
+
+    clip_return: bool = True
+    """Feed a return-to-go outside the dataset's range as the nearest one inside."""
 
     target_return: float | None = None
     """Raw return that a return-conditioned policy asks for by default. None: the dataset's best return."""
@@ -61,7 +64,12 @@ class BehaviourCloning(Agent):
 
     def __init__(self, info: DatasetInfo, stats: DatasetStats, *, window: int, config: Config) -> None:
         super().__init__(
-            info, stats, window=window, return_scale=config.return_scale, target_return=config.target_return
+            info,
+            stats,
+            window=window,
+            return_scale=config.return_scale,
+            target_return=config.target_return,
+            clip_return=config.clip_return,
         )
         self.config = config
         sizes = [info.obs_size + config.return_conditioned, *[config.width] * config.depth]

@@ -56,8 +56,14 @@ class Config:
     obs_noise: float = 0.0
     """Standard deviation of noise on the normalised observations in training."""
 
+    forget: float = 0.0
+    """Training only: probability at every step that all before it is forgotten, so that short pasts are seen more often."""
+
     return_scale: float | None = None
-    """Raw return-to-go is divided by this. None: the largest absolute return of the dataset."""
+    """Raw return-to-go is divided by this. None: its standard deviation over the dataset's steps."""
+
+    clip_return: bool = True
+    """Feed a return-to-go outside the dataset's range as the nearest one inside; False: as it is, as published."""
 
     target_return: float | None = None
     """Raw return that the policy asks for by default. None: the dataset's best return."""
@@ -66,6 +72,8 @@ class Config:
         """Checks the ranges."""
         if self.token_dropout is not None and not 0 <= self.token_dropout < 1:
             raise ConfigError(f"decision_transformer: token_dropout must be in [0, 1), got {self.token_dropout}.")
+        if not 0 <= self.forget < 1:
+            raise ConfigError(f"decision_transformer: forget must be in [0, 1), got {self.forget}.")
         for name in ("return_noise", "obs_noise"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"decision_transformer: {name} must be at least 0, got {getattr(self, name)}.")
@@ -92,7 +100,12 @@ class DecisionTransformer(Agent):
         self, backbone: nn.Module, width: int, info: DatasetInfo, stats: DatasetStats, *, window: int, config: Config
     ) -> None:
         super().__init__(
-            info, stats, window=window, return_scale=config.return_scale, target_return=config.target_return
+            info,
+            stats,
+            window=window,
+            return_scale=config.return_scale,
+            target_return=config.target_return,
+            clip_return=config.clip_return,
         )
         self.config = config
         table = max(stats.length_max, info.max_episode_steps or 0) if config.timestep_embedding else 0
@@ -154,6 +167,8 @@ class DecisionTransformer(Agent):
         inputs = self.window_inputs(batch)
         if not self.training:
             return inputs
+        if self.config.forget:
+            inputs = inputs._replace(reset=inputs.reset | (torch.rand_like(inputs.obs[..., 0]) < self.config.forget))
         if self.config.return_noise:
             scale = self.config.return_noise
             noise = scale * torch.randn(len(inputs.obs), 1, 1, device=inputs.obs.device)

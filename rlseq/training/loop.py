@@ -110,7 +110,7 @@ class Trainer:
         with ProgressBar("training", config.updates, done=self.update, quiet=not self._progress) as bar:
             while self.update < config.updates:
                 self.agent.train()
-                metrics, count = self._one_update()
+                metrics, count = self.step()
                 sums.append(metrics)
                 steps += count
                 last = self.update == config.updates
@@ -132,7 +132,8 @@ class Trainer:
                     self._on_checkpoint(self)
                     mark += time.perf_counter() - paused
 
-    def _one_update(self) -> tuple[dict[str, Tensor], int]:
+    def step(self) -> tuple[dict[str, Tensor], int]:
+        """One optimiser update; returns the figures to log and the environment steps that went in."""
         accumulated: dict[str, Tensor] = {}
         steps = 0
         self.optimizer.zero_grad(set_to_none=True)

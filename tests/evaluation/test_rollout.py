@@ -84,7 +84,7 @@ def test_the_policy_is_reset_exactly_where_the_environment_was() -> None:
         went_on = ~ended[t] & ~ended[t - 1]
         assert calls[t][1][ended[t - 1]].all()
         assert not calls[t][1][went_on].any()
-    assert sum(e.sum() for e in ended) > 3
+    assert any(e.any() for e in ended[:-1])
 
 
 def test_other_autoreset_modes_and_other_row_counts_are_refused() -> None:

@@ -90,11 +90,11 @@ def test_without_the_optimiser_a_resume_would_differ() -> None:
     whole.fit()
     half = make_trainer(updates=6)
     for _ in range(3):
-        half._one_update()
+        half.step()
     fresh = make_trainer(updates=6)
     fresh.agent.load_state_dict(half.agent.state_dict())
     for _ in range(3):
-        fresh._one_update()
+        fresh.step()
     assert any(not torch.equal(v, weights(fresh.agent)[k]) for k, v in weights(whole.agent).items())
 
 
@@ -112,7 +112,7 @@ def test_accumulated_batches_equal_one_large_batch() -> None:
             parts = [type(whole)(**{k: v[i : i + 2] for k, v in vars(whole).items()}) for i in (0, 2)]
         batches = iter([whole] if rows == 4 else parts)
         trainer = Trainer(agent, batches, TrainingConfig(updates=1), OptimConfig(accumulate=accumulate), progress=False)  # type: ignore[arg-type]
-        trainer._one_update()
+        trainer.step()
         updates.append(weights(agent))
     for name, value in updates[0].items():
         torch.testing.assert_close(updates[1][name], value, rtol=0, atol=LOSS)
@@ -165,7 +165,7 @@ def test_the_average_of_the_weights_is_the_result() -> None:
     trainer = make_trainer(ema=0.5, updates=1)
     start = weights(trainer.agent)
     for _ in range(3):
-        trainer._one_update()
+        trainer.step()
     assert trainer.result is not trainer.agent
     moved = [k for k in start if not torch.equal(weights(trainer.result)[k], weights(trainer.agent)[k])]
     assert moved

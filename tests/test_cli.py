@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from tests.toys import toy_store
+
+import rlseq
+from rlseq.cli import main
+
+SMALL = ["--backbone.width", "16", "--backbone.depth", "1", "--updates", "4", "--checkpoint-every", "2"]
+QUICK = [*SMALL, "--window", "20", "--batch-size", "4", "--eval.episodes", "2", "--eval.during", "1", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rlseq.data, "open_dataset", lambda name: toy_store())
+
+
+def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
+    """The one line that a command prints to stderr before it exits with 2."""
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    assert len(lines) == 1, printed.err
+    assert lines[0].startswith("rlseq: ")
+    return lines[0]
+
+
+@pytest.mark.usefixtures("toy")
+def test_train_then_eval_then_resume(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--dataset", "toy", "--out", "run", *QUICK]) == 0
+    printed = capsys.readouterr()
+    for word in ("recurrent", "normalized", "episodes", "us/step", "state bytes", "tensorboard --logdir run"):
+        assert word in printed.out
+    assert "training" in printed.err
+    assert "left" in printed.err
+    result = json.loads(Path("run/result.json").read_text())
+    assert (result["updates"], len(result["evaluations"])) == (4, 1)
+
+    assert main(["eval", "run", "--episodes", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["evaluations"][0]["returns"] == result["evaluations"][0]["returns"]
+    arguments = ["eval", "run", "--episodes", "1", "--target-return", "1", "5", "--mode", "recurrent", "window"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("window") == 2
+
+    assert main(["train", "--out", "run", "--resume", "--updates", "6"]) == 0
+    assert json.loads(Path("run/result.json").read_text())["updates"] == 6
+
+
+@pytest.mark.usefixtures("toy")
+def test_without_out_a_run_folder_of_its_own_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *QUICK]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith("halfcheetah-medium-replay-hawk-seed0-")
+    assert str(folder) in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_options_of_the_chosen_backbone_and_agent_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--updates", "2", "--eval.episodes", "0", "--eval.during", "0", "--batch-size", "4"]
+    transformer = ["--backbone", "transformer", "--backbone.width", "16", "--backbone.heads", "2", "--agent.tokens", "joint"]
+    assert main(["train", "--out", "a", *arguments, *transformer]) == 0
+    config = json.loads(Path("a/config.json").read_text())
+    assert config["backbone_options"]["heads"] == 2
+    assert config["optim"]["lr"] == 1e-4
+    assert config["agent_options"]["tokens"] == "joint"
+    assert main(["train", "--out", "b", *arguments, "--agent", "behaviour_cloning", "--agent.width", "8"]) == 0
+    config = json.loads(Path("b/config.json").read_text())
+    assert (config["agent"], config["agent_options"]["width"], config["backbone"]) == ("behaviour_cloning", 8, None)
+    capsys.readouterr()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def d4rl_file(path: Path, **changes: Callable[[np.ndarray], np.ndarray | None]) -> str:
+    """A small D4RL file in which some keys are changed, or left out where the change gives None."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "observations": rng.normal(size=(30, 3)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, size=(30, 2)).astype(np.float32),
+        "rewards": rng.normal(size=30).astype(np.float32),
+        "terminals": np.zeros(30, bool),
+        "timeouts": np.arange(30) % 10 == 9,
+    }
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            value = changes[name](array) if name in changes else array
+            if value is not None:
+                file[name] = value
+    return f"d4rl:{path}"
+
+
+def with_nan(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array[3] = np.nan
+    return array
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"actions": lambda a: None}, ["actions", "Add it"]),
+        ({"observations": with_nan}, ["observations", "finite"]),
+        ({"rewards": lambda a: a[:-5]}, ["rewards", "25", "30"]),
+        ({"observations": lambda a: a[:, 0]}, ["observations"]),
+    ],
+)
+def test_a_broken_hdf5_file_is_one_line_and_nothing_is_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, changes: dict[str, Callable[..., np.ndarray]], words: list[str]
+) -> None:
+    name = d4rl_file(tmp_path / "bad.hdf5", **changes)
+    line = one_line(capsys, ["train", "--dataset", name, "--out", "run"])
+    assert "bad.hdf5" in line
+    for word in words:
+        assert word in line
+    assert one_line(capsys, ["data", "inspect", name]) == line
+    assert not Path("run").exists()
+
+
+def test_a_truncated_hdf5_file_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    name = d4rl_file(tmp_path / "cut.hdf5")
+    cut(tmp_path / "cut.hdf5")
+    assert "cut.hdf5" in one_line(capsys, ["train", "--dataset", name, "--out", "run"])
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--backbone", "hawkk"], ["Did you mean 'hawk'"]),
+        (["--backbone", "my.plugin"], ["my.plugin"]),
+        (["--agent", "decision_transform"], ["Did you mean 'decision_transformer'"]),
+        (["--recipe", "decision-transformer-hoper"], ["Did you mean 'decision-transformer-hopper'"]),
+        (["--dataset", "bundled:halfcheeta-medium-replay"], ["Did you mean 'halfcheetah-medium-replay'"]),
+        (["--dataset", "d4rl:hoper-medium-v2"], ["Did you mean 'hopper-medium-v2'"]),
+        (["--dataset", "nothing.hdf5"], ["nothing.hdf5"]),
+        (["--eval.env", "Hopper-v5"], ["observations", "11"]),
+        (["--eval.env", "HalfCheeta-v5"], ["Did you mean 'HalfCheetah-v5'"]),
+        (["--device", "cuda:99"], ["cuda:99"]),
+        (["--device", "toaster"], ["toaster"]),
+        (["--updates", "0"], ["updates must be at least 1"]),
+        (["--optim.lr", "nan"], ["lr must be a positive number"]),
+        (["--top", "0"], ["top must be in (0, 1]"]),
+        (["--validation", "1"], ["validation must be in [0, 1)"]),
+        (["--carry-state"], ["carry_state goes with --regime stream"]),
+        (["--window", "0"], ["window must be at least 1"]),
+        (["--seed", "-1"], ["seed"]),
+        (["--regime", "pack"], ["1000"]),
+        (["--backbone.width", "0"], ["width"]),
+        (["--drop-obs", "99"], ["99"]),
+        (["--resume"], ["--resume"]),
+    ],
+)
+def test_bad_training_input_is_one_line_and_nothing_is_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    line = one_line(capsys, ["train", *(["--out", "run"] if arguments != ["--resume"] else []), *arguments])
+    for word in words:
+        assert word in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_run_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "must be a run folder" in one_line(capsys, ["eval", str(tmp_path)])
+    assert "must be a run folder" in one_line(capsys, ["train", "--out", "missing", "--resume"])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").write_text("mine")
+    assert "--overwrite" in one_line(capsys, ["train", "--out", "full"])
+    assert "run folders only" in one_line(capsys, ["train", "--out", "full", "--overwrite"])
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_checkpoint_cut_short_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "--dataset", "toy", "--out", "run", *QUICK])
+    capsys.readouterr()
+    cut(Path("run/checkpoints/00000004/model.safetensors"))
+    assert "model.safetensors must be whole" in one_line(capsys, ["eval", "run"])
+    assert "model.safetensors must be whole" in one_line(capsys, ["train", "--out", "run", "--resume", "--updates", "9"])
+
+
+@pytest.mark.parametrize("arguments", [["train", "--no-such-option"], ["eval"], ["no-such-command"], [], ["data", "burn"]])
+def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], ["train", "eval", "data", "doctor"]),
+        (["train", "--help"], ["--dataset", "--backbone", "--backbone.width", "--updates", "--checkpoint-every", "--seed",
+                               "--out", "--resume", "--overwrite", "--device", "--optim.lr", "--eval.target-return"]),
+        (["eval", "--help"], ["--episodes", "--target-return", "--mode", "--json"]),
+        (["data", "inspect", "--help"], ["--json"]),
+        (["doctor", "--help"], ["--json"]),
+    ],
+)  # fmt: skip
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    for word in words:
+        assert word in printed
+
+
+def test_every_option_of_train_has_a_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    rows = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+    bare = [row for i, row in enumerate(rows) if row.startswith("--") and "(default" in row and row.split("(default")[0].count(" ") < 4]
+    assert not bare
+
+
+def test_doctor_and_data_print_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["name"] for row in found["backbones"]} == set(rlseq.backbones.available())
+    assert all(any(r["chosen"] for r in found["kernels"] if r["op"] == op) for op in ("rg_lru", "linear_scan", "causal_conv"))
+    assert main(["doctor"]) == 0
+    assert "hawk" in capsys.readouterr().out
+    assert main(["data", "inspect", "bundled:halfcheetah-medium-replay", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["env_id"], facts["obs_size"]) == ("HalfCheetah-v5", 17)
+    assert main(["data", "inspect", "bundled:halfcheetah-medium-replay"]) == 0
+    assert "HalfCheetah-v5" in capsys.readouterr().out
+    assert main(["data", "list"]) == 0
+    assert "bundled:halfcheetah-medium-replay" in capsys.readouterr().out
