@@ -2,8 +2,8 @@
 
 python benchmarks/train.py [--backbones hawk transformer] [--threads 1] [--updates 12] [--steps 200] [--json FILE]
 
-Whole optimiser updates of 1,280 environment steps (1,200 at K = 200), then `Policy.act` at batch 1 and 64, recurrent and window. An
-agent whose steps do not equal its window is not timed.
+Whole optimiser updates of 1,280 environment steps (1,200 at K = 200), then `Policy.act` at batch 1 and 64, recurrent
+and window. An agent whose steps do not equal its window is not timed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from rlseq.provenance import provenance
 from rlseq.training import OptimConfig, Trainer, TrainingConfig
 
 STEPS_PER_UPDATE = 1280
-SETTINGS = {"transformer": ((20, "interleaved"), (20, "joint")), "": ((20, "joint"), (200, "joint"), (20, "interleaved"))}
+SETTINGS = {
+    "transformer": ((20, "interleaved"), (20, "joint")),
+    "": ((20, "joint"), (200, "joint"), (20, "interleaved")),
+}
 SAME = 1e-4
 """Largest difference of actions in [-1, 1] between one window and its steps: float32, three layers, 20 steps."""
 
@@ -41,7 +44,9 @@ def check(agent: agents.Agent, store: data.TrajectoryStore) -> None:
             steps.append(action)
     difference = float((torch.stack(steps, dim=1) - whole).abs().max())
     if not difference < SAME:
-        raise SystemExit(f"refused to time {type(agent.backbone).__name__}: steps differ from the window by {difference}.")
+        raise SystemExit(
+            f"refused to time {type(agent.backbone).__name__}: steps differ from the window by {difference}."
+        )
 
 
 def timed(function: Callable[[], object], repeats: int, warm_up: int = 3) -> tuple[float, float, float]:

@@ -68,8 +68,8 @@ def train(arguments: list[str]) -> None:
     )
     console = Console()
     console.print(
-        f"{result['updates']} updates in {result['train_seconds']:.0f} s, {result['env_steps_per_s']:,.0f} env-steps/s, "
-        f"{result['parameters']:,} parameters",
+        f"{result['updates']} updates in {result['train_seconds']:.0f} s, "
+        f"{result['env_steps_per_s']:,.0f} env-steps/s, {result['parameters']:,} parameters",
         highlight=False,
     )
     if result["evaluations"]:
@@ -100,7 +100,7 @@ def _starting_point(known: argparse.Namespace) -> Any:
 
 
 def _train_command(default: Any) -> Any:
-    """What tyro reads, as a dataclass holding the defaults: the experiment, with the options of its own agent and backbone, and the folder."""
+    """What tyro reads, a dataclass of the defaults: the experiment, its agent's and backbone's options, the folder."""
     from rlseq import agents, recipes
     from rlseq.backbones import available
     from rlseq.config import Experiment
@@ -116,7 +116,7 @@ def _train_command(default: Any) -> Any:
     if values["agent_options"] is None:
         values["agent_options"] = agents.load(default.agent).Config()
     if default.backbone is None:
-        types |= {"backbone": tyro.conf.Suppress[None], "backbone_options": tyro.conf.Suppress[None]}
+        types |= dict.fromkeys(("backbone", "backbone_options"), Annotated[None, tyro.conf.Suppress])
     else:
         text = f"One of {', '.join(available())}, or a plug-in's dotted name. Its options: --backbone.OPTION."
         types |= {

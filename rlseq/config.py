@@ -65,7 +65,7 @@ class Experiment:
     """The backbone's own Config."""
 
     regime: Literal["window", "stream", "pack"] = "window"
-    """window: random K-step windows; stream: shuffled episodes end to end, cut every K steps; pack: whole episodes in rows."""
+    """window: random K-step windows; stream: shuffled episodes end to end, cut at K; pack: whole episodes in rows."""
 
     window: int | None = None
     """K, environment steps in a row of a batch. None: 200 for recurrent backbones, else 20."""
@@ -158,7 +158,9 @@ def from_json(value: dict[str, Any]) -> Experiment:
         value["eval"] = _record(EvalConfig, value["eval"])
         return Experiment(**value)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"config: config.json must hold a whole experiment, got {type(error).__name__}: {error}.") from error
+        raise ConfigError(
+            f"config: config.json must hold a whole experiment, got {type(error).__name__}: {error}."
+        ) from error
 
 
 def _record(kind: type, values: dict[str, Any]) -> Any:

@@ -39,7 +39,9 @@ class ProgressBar:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Leaves the bar's last state on the screen, complete where the work ended early but well."""
         if kind is None:
             self._progress.update(self._task, total=self._done, completed=self._done)

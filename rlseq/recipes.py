@@ -1,8 +1,8 @@
 """The recipes: rows of one table, each an `Experiment` that differs from the default in what is said here.
 
-``decision-transformer-*`` are the published hyper-parameters (Chen et al. 2021, arXiv 2106.01345, tables 8 and 9, and its
-code): K = 20, batch 64, AdamW 1e-4, weight decay 1e-4, warm-up 10,000, clip 0.25, 100,000 updates, return scale 1000.
-Adroit, maze2d and antmaze have the targets that later papers use; antmaze's return of 1 is not scaled.
+``decision-transformer-*`` are the published hyper-parameters (Chen et al. 2021, arXiv 2106.01345, tables 8 and 9, and
+its code): K = 20, batch 64, AdamW 1e-4, weight decay 1e-4, warm-up 10,000, clip 0.25, 100,000 updates, return scale
+1000. Adroit, maze2d and antmaze have the targets that later papers use; antmaze's return of 1 is not scaled.
 """
 
 from __future__ import annotations

@@ -134,7 +134,13 @@ def train_experiment(
     sampler = data.make_sampler(store, experiment.sampler, experiment.seed)
     run = _Run(experiment, out, agent, held_out, progress=progress)
     trainer = Trainer(
-        agent, sampler, experiment.training, experiment.optim, writer=run, on_checkpoint=run.checkpoint, progress=progress
+        agent,
+        sampler,
+        experiment.training,
+        experiment.optim,
+        writer=run,
+        on_checkpoint=run.checkpoint,
+        progress=progress,
     )
     if resume:
         newest = checkpoint.latest(out)
@@ -269,12 +275,18 @@ def _check_folder(out: Path, experiment: Experiment, *, resume: bool, overwrite:
             if not name.startswith(MAY_CHANGE_ON_RESUME)
         ]
         if changed:
-            raise ConfigError(f"train: a resumed run must keep its options, got other values of {', '.join(changed)}. Leave them out.")
+            raise ConfigError(
+                f"train: a resumed run must keep its options, got other values of {', '.join(changed)}. Leave them out."
+            )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not overwrite:
-            raise RunError(f"train: {out} must not exist yet, got a full one. Give --resume, --overwrite or another --out.")
+            raise RunError(
+                f"train: {out} must not exist yet, got a full one. Give --resume, --overwrite or another --out."
+            )
         if not (out / "config.json").is_file():
-            raise RunError(f"train: --overwrite replaces run folders only, got {out} without config.json. Give another --out.")
+            raise RunError(
+                f"train: --overwrite replaces run folders only, got {out} without config.json. Give another --out."
+            )
 
 
 def choose_device(name: str) -> torch.device:

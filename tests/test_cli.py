@@ -7,10 +7,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from tests.toys import toy_store
 
 import rlseq
 from rlseq.cli import main
+from tests.toys import toy_store
 
 SMALL = ["--backbone.width", "16", "--backbone.depth", "1", "--updates", "4", "--checkpoint-every", "2"]
 QUICK = [*SMALL, "--window", "20", "--batch-size", "4", "--eval.episodes", "2", "--eval.during", "1", "--device", "cpu"]
@@ -70,7 +70,16 @@ def test_without_out_a_run_folder_of_its_own_is_made(capsys: pytest.CaptureFixtu
 @pytest.mark.usefixtures("toy")
 def test_the_options_of_the_chosen_backbone_and_agent_are_read(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--updates", "2", "--eval.episodes", "0", "--eval.during", "0", "--batch-size", "4"]
-    transformer = ["--backbone", "transformer", "--backbone.width", "16", "--backbone.heads", "2", "--agent.tokens", "joint"]
+    transformer = [
+        "--backbone",
+        "transformer",
+        "--backbone.width",
+        "16",
+        "--backbone.heads",
+        "2",
+        "--agent.tokens",
+        "joint",
+    ]
     assert main(["train", "--out", "a", *arguments, *transformer]) == 0
     config = json.loads(Path("a/config.json").read_text())
     assert config["backbone_options"]["heads"] == 2
@@ -189,10 +198,14 @@ def test_a_checkpoint_cut_short_is_one_line(capsys: pytest.CaptureFixture[str]) 
     capsys.readouterr()
     cut(Path("run/checkpoints/00000004/model.safetensors"))
     assert "model.safetensors must be whole" in one_line(capsys, ["eval", "run"])
-    assert "model.safetensors must be whole" in one_line(capsys, ["train", "--out", "run", "--resume", "--updates", "9"])
+    assert "model.safetensors must be whole" in one_line(
+        capsys, ["train", "--out", "run", "--resume", "--updates", "9"]
+    )
 
 
-@pytest.mark.parametrize("arguments", [["train", "--no-such-option"], ["eval"], ["no-such-command"], [], ["data", "burn"]])
+@pytest.mark.parametrize(
+    "arguments", [["train", "--no-such-option"], ["eval"], ["no-such-command"], [], ["data", "burn"]]
+)
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -204,8 +217,9 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], arguments:
     ("arguments", "words"),
     [
         (["--help"], ["train", "eval", "data", "doctor"]),
-        (["train", "--help"], ["--dataset", "--backbone", "--backbone.width", "--updates", "--checkpoint-every", "--seed",
-                               "--out", "--resume", "--overwrite", "--device", "--optim.lr", "--eval.target-return"]),
+        (["train", "--help"], ["--dataset", "--backbone", "--backbone.width", "--updates", "--checkpoint-every",
+                               "--seed", "--out", "--resume", "--overwrite", "--device", "--optim.lr",
+                               "--eval.target-return"]),
         (["eval", "--help"], ["--episodes", "--target-return", "--mode", "--json"]),
         (["data", "inspect", "--help"], ["--json"]),
         (["doctor", "--help"], ["--json"]),
@@ -225,7 +239,11 @@ def test_every_option_of_train_has_a_text(capsys: pytest.CaptureFixture[str], mo
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     rows = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
-    bare = [row for i, row in enumerate(rows) if row.startswith("--") and "(default" in row and row.split("(default")[0].count(" ") < 4]
+    bare = [
+        row
+        for i, row in enumerate(rows)
+        if row.startswith("--") and "(default" in row and row.split("(default")[0].count(" ") < 4
+    ]
     assert not bare
 
 
@@ -233,7 +251,9 @@ def test_doctor_and_data_print_what_is_there(capsys: pytest.CaptureFixture[str])
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {row["name"] for row in found["backbones"]} == set(rlseq.backbones.available())
-    assert all(any(r["chosen"] for r in found["kernels"] if r["op"] == op) for op in ("rg_lru", "linear_scan", "causal_conv"))
+    assert all(
+        any(r["chosen"] for r in found["kernels"] if r["op"] == op) for op in ("rg_lru", "linear_scan", "causal_conv")
+    )
     assert main(["doctor"]) == 0
     assert "hawk" in capsys.readouterr().out
     assert main(["data", "inspect", "bundled:halfcheetah-medium-replay", "--json"]) == 0

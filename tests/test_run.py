@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.tolerances import POLICY_REPLAY
-from tests.toys import OBS_SIZE, toy_store
 
 import rlseq
 from rlseq import config, run
 from rlseq.config import EvalConfig, Experiment
 from rlseq.errors import ConfigError, RunError
 from rlseq.training import TrainingConfig, checkpoint
+from tests.tolerances import POLICY_REPLAY
+from tests.toys import OBS_SIZE, toy_store
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,9 @@ def test_a_resumed_run_ends_with_the_same_weights_and_one_unbroken_curve(tmp_pat
     assert len(json.loads((tmp_path / "cut/provenance.json").read_text())) == 2
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = torch.save
 
     def full_disk(value: Any, path: Any) -> None:

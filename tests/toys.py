@@ -66,7 +66,9 @@ class ToyEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (obs_size,), np.float64)
         self.action_space = gymnasium.spaces.Box(LOW, HIGH, dtype=np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self._obs = self.np_random.normal(size=self.observation_space.shape)
         self._left = int(self.np_random.integers(3, 15))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,27 @@ from rlseq.errors import ConfigError, SpaceError
 from rlseq.types import Batch, DatasetInfo, DatasetStats
 
 OBS_EPSILON = 1e-6
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Options that every agent has: what a return-to-go means to it."""
+
+    return_scale: float | None = None
+    """Raw return-to-go is divided by this. None: its standard deviation over the dataset's steps."""
+
+    clip_return: bool = True
+    """Feed a return-to-go outside the dataset's range as the nearest one inside; False: as it is, as published."""
+
+    target_return: float | None = None
+    """Raw return that the policy asks for by default. None: the dataset's best return."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if self.return_scale is not None and not (math.isfinite(self.return_scale) and self.return_scale > 0):
+            raise ConfigError(f"agent: return_scale must be a positive number, got {self.return_scale}.")
+        if self.target_return is not None and not math.isfinite(self.target_return):
+            raise ConfigError(f"agent: target_return must be finite, got {self.target_return}.")
 
 
 class Loss(NamedTuple):
@@ -32,14 +54,11 @@ class Agent(nn.Module):
         info: the dataset's own description; the bounds of the action space come from it.
         stats: the dataset's figures; observations are normalised as (obs - mean) / (std + 1e-6).
         window: K, environment steps that a training row holds and that window mode re-reads.
-        return_scale: raw return-to-go is divided by this; its standard deviation over the dataset's steps if None.
-        target_return: raw return to ask for when none is given; the dataset's best return if None.
-        clip_return: feed a return-to-go outside the dataset's range as the nearest one inside. What a network makes of an
-            input far from all it was trained on is arbitrary: asking for more than the data has then means its best.
+        config: what a return-to-go means. Clipping is on by default because what a network makes of an input far from
+            all that it was trained on is arbitrary: asking for more than the data has then means the data's best.
 
     Raises:
         SpaceError: the action space is not bounded.
-        ConfigError: return_scale is not positive or target_return is not finite.
     """
 
     obs_mean: Tensor
@@ -48,25 +67,12 @@ class Agent(nn.Module):
     action_half: Tensor
     reads_past = True
 
-    def __init__(
-        self,
-        info: DatasetInfo,
-        stats: DatasetStats,
-        *,
-        window: int,
-        return_scale: float | None = None,
-        target_return: float | None = None,
-        clip_return: bool = False,
-    ) -> None:
+    def __init__(self, info: DatasetInfo, stats: DatasetStats, *, window: int, config: AgentConfig) -> None:
         super().__init__()
         self.info, self.stats, self.window = info, stats, window
-        self.clip_return = clip_return
-        self.return_scale = return_scale if return_scale is not None else (stats.return_to_go_std or 1.0)
-        if not (math.isfinite(self.return_scale) and self.return_scale > 0):
-            raise ConfigError(f"Agent: return_scale must be a positive number, got {self.return_scale}.")
-        self.target_return = stats.return_max if target_return is None else target_return
-        if not math.isfinite(self.target_return):
-            raise ConfigError(f"Agent: target_return must be finite, got {self.target_return}.")
+        self.return_scale = config.return_scale or stats.return_to_go_std or 1.0
+        self.target_return = stats.return_max if config.target_return is None else config.target_return
+        self.clip_return = config.clip_return
         low, high = torch.as_tensor(info.action_low).float(), torch.as_tensor(info.action_high).float()
         if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high)).all()):
             raise SpaceError(
@@ -136,11 +142,11 @@ class Agent(nn.Module):
     # --- what an agent implements -----------------------------------------------------------------------------------
 
     def init_state(self, batch_size: int) -> Any:
-        """State before an episode's first step: a pytree of tensors, batch first, whose size does not depend on time."""
+        """State before an episode's first step: a pytree of tensors, batch first, of a size independent of time."""
         raise NotImplementedError
 
     def forward(self, inputs: Inputs, state: Any = None) -> tuple[Tensor, Any]:
-        """K steps at once: actions (B, K, A) in [-1, 1], each from what came before it only, and the state after them."""
+        """K steps at once: actions (B, K, A) in [-1, 1], each only from what came before it, and the last state."""
         raise NotImplementedError
 
     def step(self, inputs: Inputs, state: Any) -> tuple[Tensor, Any]:
@@ -180,7 +186,7 @@ class Agent(nn.Module):
         Args:
             num_envs: rows; each has a state of its own.
             target_return: raw return to ask for, one for all or (num_envs,); the dataset's best if None.
-            mode: ``recurrent`` carries the state, O(1) a step; ``window`` re-reads the last `window` steps at every step.
+            mode: ``recurrent`` carries the state, O(1) a step; ``window`` re-reads the last `window` steps every time.
             window: environment steps that window mode reads; the training window if None.
 
         Raises:

@@ -2,8 +2,8 @@
 
     a_t = bounds(tanh(MLP(s_t)))            or, return-conditioned, MLP(R_t, s_t)
 
-Return-conditioned, it is the K = 1 case of a Decision Transformer (RvS-R, Emmons et al. 2021, arXiv 2112.10751, with the
-return-to-go as the outcome): a sequence model that does not beat it has not used the past.
+Return-conditioned, it is the K = 1 case of a Decision Transformer (RvS-R, Emmons et al. 2021, arXiv 2112.10751, with
+the return-to-go as the outcome): a sequence model that does not beat it has not used the past.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rlseq.agents.agent import Agent
+from rlseq.agents.agent import Agent, AgentConfig
 from rlseq.agents.heads import DeterministicTanh
 from rlseq.agents.tokens import Inputs
 from rlseq.errors import ConfigError
@@ -23,7 +23,7 @@ from rlseq.types import DatasetInfo, DatasetStats
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(AgentConfig):
     """Options of behaviour cloning."""
 
     uses_backbone: ClassVar[bool] = False
@@ -40,17 +40,9 @@ class Config:
     return_conditioned: bool = False
     """Read the return-to-go beside the observation."""
 
-    return_scale: float | None = None
-    """Raw return-to-go is divided by this. None: its standard deviation over the dataset's steps."""
-
-    clip_return: bool = True
-    """Feed a return-to-go outside the dataset's range as the nearest one inside."""
-
-    target_return: float | None = None
-    """Raw return that a return-conditioned policy asks for by default. None: the dataset's best return."""
-
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        super().__post_init__()
         if self.width < 1 or self.depth < 1:
             raise ConfigError(f"behaviour_cloning: width and depth must be >= 1, got {self.width}, {self.depth}.")
         if not 0 <= self.dropout < 1:
@@ -63,14 +55,7 @@ class BehaviourCloning(Agent):
     reads_past = False
 
     def __init__(self, info: DatasetInfo, stats: DatasetStats, *, window: int, config: Config) -> None:
-        super().__init__(
-            info,
-            stats,
-            window=window,
-            return_scale=config.return_scale,
-            target_return=config.target_return,
-            clip_return=config.clip_return,
-        )
+        super().__init__(info, stats, window=window, config=config)
         self.config = config
         sizes = [info.obs_size + config.return_conditioned, *[config.width] * config.depth]
         self.hidden = nn.Sequential(

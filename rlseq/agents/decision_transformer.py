@@ -19,21 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from rlseq import backbones
-from rlseq.agents.agent import Agent
+from rlseq.agents.agent import Agent, AgentConfig
 from rlseq.agents.heads import DeterministicTanh
-from rlseq.agents.tokens import Inputs, InterleavedTokens, JointTokens, Tokens
+from rlseq.agents.tokens import Inputs, InterleavedTokens, JointTokens
 from rlseq.errors import ConfigError
 from rlseq.types import Batch, DatasetInfo, DatasetStats
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(AgentConfig):
     """Options of the Decision Transformer agent. ``auto`` and None are settled by the backbone and the dataset."""
 
     uses_backbone: ClassVar[bool] = True
 
     tokens: Literal["auto", "interleaved", "joint"] = "auto"
-    """interleaved: (return-to-go, obs, action), three tokens a step; joint: one token a step. auto: joint for recurrent backbones."""
+    """interleaved: return-to-go, obs, action, three tokens a step; joint: one. auto: joint for recurrent backbones."""
 
     previous_action: bool = False
     """Joint tokens only: put the previous action into the token. It invites copying."""
@@ -42,7 +42,7 @@ class Config:
     """Joint tokens only: put the previous reward into the token."""
 
     timestep_embedding: bool | None = None
-    """Learned embedding of the time step, a table as long as the longest episode. None: only for backbones that are not recurrent."""
+    """Learned table of time steps, as long as the longest episode. None: only for backbones that are not recurrent."""
 
     embedding_norm: bool | None = None
     """LayerNorm on the token embeddings. None: only for interleaved tokens."""
@@ -51,25 +51,17 @@ class Config:
     """Dropout on the tokens, in [0, 1). None: the backbone's own dropout."""
 
     return_noise: float = 0.0
-    """Standard deviation, as a fraction of the return scale, of noise on the return-to-go in training: one draw per row."""
+    """Standard deviation, in units of the return scale, of noise on the return-to-go in training; one draw a row."""
 
     obs_noise: float = 0.0
     """Standard deviation of noise on the normalised observations in training."""
 
     forget: float = 0.0
-    """Training only: probability at every step that all before it is forgotten, so that short pasts are seen more often."""
-
-    return_scale: float | None = None
-    """Raw return-to-go is divided by this. None: its standard deviation over the dataset's steps."""
-
-    clip_return: bool = True
-    """Feed a return-to-go outside the dataset's range as the nearest one inside; False: as it is, as published."""
-
-    target_return: float | None = None
-    """Raw return that the policy asks for by default. None: the dataset's best return."""
+    """Training only: probability at each step of forgetting all before it, so that short pasts are seen more often."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        super().__post_init__()
         if self.token_dropout is not None and not 0 <= self.token_dropout < 1:
             raise ConfigError(f"decision_transformer: token_dropout must be in [0, 1), got {self.token_dropout}.")
         if not 0 <= self.forget < 1:
@@ -96,17 +88,14 @@ class DecisionTransformer(Agent):
         config: `Config` with no ``auto`` and no None but return_scale and target_return; see `settle`.
     """
 
+    config: Config
+    tokens: InterleavedTokens | JointTokens
+    backbone: Any
+
     def __init__(
         self, backbone: nn.Module, width: int, info: DatasetInfo, stats: DatasetStats, *, window: int, config: Config
     ) -> None:
-        super().__init__(
-            info,
-            stats,
-            window=window,
-            return_scale=config.return_scale,
-            target_return=config.target_return,
-            clip_return=config.clip_return,
-        )
+        super().__init__(info, stats, window=window, config=config)
         self.config = config
         table = max(stats.length_max, info.max_episode_steps or 0) if config.timestep_embedding else 0
         common: dict[str, Any] = {
@@ -114,7 +103,6 @@ class DecisionTransformer(Agent):
             "norm": bool(config.embedding_norm),
             "dropout": config.token_dropout or 0.0,
         }
-        self.tokens: Tokens
         if config.tokens == "interleaved":
             self.tokens = InterleavedTokens(info.obs_size, info.action_size, width, **common)
         else:
@@ -198,7 +186,7 @@ class DecisionTransformer(Agent):
 
 
 def settle(config: Config, backbone_config: Any, *, window: int) -> tuple[Config, Any]:
-    """Both configs with every ``auto`` and None replaced by what it stands for, so that a checkpoint says what was run."""
+    """Both configs with every ``auto`` and None replaced by what it stands for: a checkpoint then says what was run."""
     recurrent = backbones.is_recurrent(backbone_config)
     tokens = config.tokens if config.tokens != "auto" else ("joint" if recurrent else "interleaved")
     per_step = InterleavedTokens.per_step if tokens == "interleaved" else JointTokens.per_step

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class DeterministicTanh(nn.Module):
     """a = tanh(W x + b), in [-1, 1]; `Agent.to_bounds` stretches it to the action space's bounds.
 
-    The loss is the mean squared error in these scaled units (Chen et al. 2021, arXiv 2106.01345, algorithm 1), so a wide
-    action dimension does not outweigh a narrow one.
+    The loss is the mean squared error in these scaled units (Chen et al. 2021, arXiv 2106.01345, algorithm 1), so a
+    wide action dimension does not outweigh a narrow one.
     """
 
     def __init__(self, width: int, action_size: int) -> None:

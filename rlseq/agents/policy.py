@@ -1,7 +1,8 @@
 """An agent that acts: it carries what the next step needs, for N environments at once.
 
-Two modes. ``recurrent`` carries the backbone's state: the same time and memory at every step. ``window`` re-reads the last
-K steps at every step, as the published Decision Transformer does (arXiv 2106.01345, algorithm 1): the check on the first.
+Two modes. ``recurrent`` carries the backbone's state: the same time and memory at every step. ``window`` re-reads the
+last K steps at every step, as the published Decision Transformer does (arXiv 2106.01345, algorithm 1): the check on the
+first.
 
 The return-to-go falls by the observed reward, R_{t+1} = R_t - r_t, in float64, as `TrajectoryStore` computes it.
 """
@@ -107,7 +108,7 @@ class Policy:
         )
 
     def reset(self, rows: ArrayLike | None = None) -> None:
-        """Forgets rows (indices or a mask), or all: their next observation starts an episode whatever the caller says."""
+        """Forgets rows (indices or mask), or all: their next observation starts an episode whatever the caller says."""
         timestep = self.state.timestep.clone()
         timestep[slice(None) if rows is None else torch.as_tensor(np.asarray(rows))] = -1
         self.state = self.state._replace(timestep=timestep)
@@ -115,7 +116,9 @@ class Policy:
     @property
     def state_bytes(self) -> int:
         """Bytes that one environment's state occupies, of the memory that the mode carries."""
-        return sum(x.numel() * x.element_size() for x in tree_leaves(self.state) if isinstance(x, Tensor)) // self.num_envs
+        return (
+            sum(x.numel() * x.element_size() for x in tree_leaves(self.state) if isinstance(x, Tensor)) // self.num_envs
+        )
 
     def _empty_history(self) -> History:
         n, k, info, device = self.num_envs, self.window, self.agent.info, self.device
@@ -130,7 +133,9 @@ class Policy:
 
     # --- acting -----------------------------------------------------------------------------------------------------
 
-    def act(self, obs: ArrayLike, reward: ArrayLike | None = None, episode_start: ArrayLike | None = None) -> np.ndarray:
+    def act(
+        self, obs: ArrayLike, reward: ArrayLike | None = None, episode_start: ArrayLike | None = None
+    ) -> np.ndarray:
         """Actions for the present observations; moves the state on by one step, once per call.
 
         Args:
@@ -185,7 +190,9 @@ class Policy:
             start = start | told
         if reward is None:
             if not start.all():
-                raise ShapeError(f"act: reward may be None only where an episode starts, got row {int(np.argmin(start))}.")
+                raise ShapeError(
+                    f"act: reward may be None only where an episode starts, got row {int(np.argmin(start))}."
+                )
             reward = np.zeros(n)
         rewards = np.asarray(reward, np.float64)
         if rewards.shape != (n,):
@@ -209,7 +216,7 @@ class Policy:
     def _append(
         self, state: PolicyState, obs: Tensor, reward: Tensor, return_to_go: Tensor, timestep: Tensor, start: Tensor
     ) -> History:
-        """History with the finished step completed, the oldest dropped where the window is full, the present one added."""
+        """History with the finished step completed, the oldest dropped where the window is full, the present added."""
         history, device, k = state.memory, self.device, self.window
         start, rows = start.to(device), torch.arange(self.num_envs, device=device)
         last = (history.length - 1).clamp_min(0)

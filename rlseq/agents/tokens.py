@@ -65,7 +65,7 @@ class Tokens(nn.Module):
 
 
 class InterleavedTokens(Tokens):
-    """(return-to-go, obs, action) of every step, three tokens a step, each the sum of its embedding and the timestep's."""
+    """Three tokens a step (return-to-go, obs, action), each the sum of its embedding and the timestep's."""
 
     per_step = 3
 
@@ -99,7 +99,11 @@ class InterleavedTokens(Tokens):
         Returns:
             x (B, 3, D), whose last token the head reads, and reset (B, 3).
         """
-        parts = [self.action(inputs.previous_action), self.return_to_go(inputs.return_to_go_scaled), self.obs(inputs.obs)]
+        parts = [
+            self.action(inputs.previous_action),
+            self.return_to_go(inputs.return_to_go_scaled),
+            self.obs(inputs.obs),
+        ]
         timestep = torch.cat([(inputs.timestep - 1).clamp_min(0), inputs.timestep, inputs.timestep], dim=1)
         x = self._finish(torch.cat(parts, dim=1), timestep)
         inner = torch.zeros_like(inputs.reset)
@@ -112,7 +116,7 @@ class InterleavedTokens(Tokens):
 
 
 class JointTokens(Tokens):
-    """One token a step: a linear map of (return-to-go, obs) and, as options, the previous action and the previous reward."""
+    """One token a step: a linear map of (return-to-go, obs) and, as options, the previous action and reward."""
 
     per_step = 1
 

@@ -1,8 +1,8 @@
 """Stage 7 of 7: action -> environment, for many environments at once.
 
 Gymnasium's vector environments (AutoresetMode.NEXT_STEP) reset a row in the step *after* its episode ended: that step
-ignores the row's action, gives reward 0 and returns the next episode's first observation. So the policy must forget that
-row on exactly that step, and the step belongs to no episode.
+ignores the row's action, gives reward 0 and returns the next episode's first observation. So the policy must forget
+that row on exactly that step, and the step belongs to no episode.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def rollout(
         raise ConfigError(f"rollout: the policy must have a row for every environment, got {policy.num_envs} and {n}.")
     mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
     if mode != AutoresetMode.NEXT_STEP:
-        raise ConfigError(f"rollout: the environment must reset in the next step (AutoresetMode.NEXT_STEP), got {mode}.")
+        raise ConfigError(
+            f"rollout: the environment must reset in the next step (AutoresetMode.NEXT_STEP), got {mode}."
+        )
     total = len(seeds)
     returns, lengths = np.zeros(total), np.zeros(total, np.int64)
     terminated = np.zeros(total, np.bool_)

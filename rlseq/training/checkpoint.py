@@ -1,7 +1,7 @@
-"""Checkpoints: a folder written under a temporary name and renamed when whole, so that a kill leaves the last one intact.
+"""Checkpoints: a folder written under a temporary name and renamed when whole, so a kill leaves the last one intact.
 
-``config.json`` (what was run), ``model.safetensors`` (weights), ``stats.safetensors`` (arrays of the dataset: observation
-mean and deviation, action bounds) and ``trainer.pt`` (optimiser, schedule, sampler, random state; read with
+``config.json`` (what was run), ``model.safetensors`` (weights), ``stats.safetensors`` (arrays of the dataset:
+observation mean and deviation, action bounds) and ``trainer.pt`` (optimiser, schedule, sampler, random state; read with
 ``weights_only=True``). The first three make an agent; the last is needed only to go on training.
 """
 
@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
-from torch import nn
 
+from rlseq.agents import Agent
 from rlseq.errors import RunError
 from rlseq.types import DatasetInfo, DatasetStats
 
@@ -36,14 +36,14 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def save(run: Path, update: int, config: dict[str, Any], agent: nn.Module, trainer: dict[str, Any], keep: int) -> Path:
+def save(run: Path, update: int, config: dict[str, Any], agent: Agent, trainer: dict[str, Any], keep: int) -> Path:
     """Writes run/checkpoints/NNNNNNNN whole or not at all, and drops all but the newest `keep`.
 
     Args:
         run: the run folder.
         update: number of updates done; names the folder.
         config: what was run, JSON-able.
-        agent: an `Agent`: its weights, `info` and `stats` are written.
+        agent: its weights, `info` and `stats` are written.
         trainer: what a resume needs, of tensors and plain values.
         keep: how many checkpoints stay.
     """
@@ -80,7 +80,10 @@ def latest(run: Path) -> Path:
         return run
     found = all_of(run)
     if not found:
-        raise RunError(f"load: {run} must be a run folder with checkpoints, got none there. Give the folder that `rlseq train --out` named.")
+        raise RunError(
+            f"load: {run} must be a run folder with checkpoints, got none there. "
+            "Give the folder that `rlseq train --out` named."
+        )
     return found[-1]
 
 
@@ -94,20 +97,22 @@ def read_config(checkpoint: Path) -> tuple[dict[str, Any], DatasetInfo, DatasetS
         config = json.loads((checkpoint / "config.json").read_text())
         arrays = load_arrays(checkpoint / "stats.safetensors")
         data = config.pop("data")
-        info, stats = (_join(kind, data[name], arrays) for name, kind in (("info", DatasetInfo), ("stats", DatasetStats)))
+        info, stats = (
+            _join(kind, data[name], arrays) for name, kind in (("info", DatasetInfo), ("stats", DatasetStats))
+        )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(f"load: {checkpoint} must be a whole checkpoint, got {_line(error)}. {_REMEDY}") from error
     return config, info, stats
 
 
-def load_weights(checkpoint: Path, agent: nn.Module) -> None:
+def load_weights(checkpoint: Path, agent: Agent) -> None:
     """Puts model.safetensors into the agent.
 
     Raises:
         RunError: the file is missing, cut short, or made for another network.
     """
     try:
-        agent.load_state_dict(load_file(checkpoint / "model.safetensors", device=str(next(agent.parameters()).device)))
+        agent.load_state_dict(load_file(checkpoint / "model.safetensors", device=str(agent.obs_mean.device)))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise RunError(f"load: {checkpoint}/model.safetensors must be whole, got {_line(error)}. {_REMEDY}") from error
 

@@ -53,7 +53,7 @@ class TrainingConfig:
     """Stream regime only: a row goes on from the previous row's state instead of from zero."""
 
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, in [0, 1). Checkpoints and evaluations use the average; 0: off."""
+    """Decay of an exponential average of the weights, in [0, 1), that checkpoints and evaluations use; 0: off."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -117,13 +117,15 @@ class Trainer:
                 if self.update % config.log_every == 0 or last:
                     values = {name: float(torch.stack([m[name] for m in sums]).mean()) for name in metrics}
                     if not all(map(math.isfinite, values.values())):
-                        raise RlseqError(f"train: the loss must stay finite, got {values} at update {self.update}. Lower --optim.lr.")
+                        raise RlseqError(
+                            f"train: the loss must stay finite, got {values} at update {self.update}. Lower --optim.lr."
+                        )
                     now = time.perf_counter()
                     self.train_seconds, self.env_steps = self.train_seconds + now - mark, self.env_steps + steps
                     speed = steps / (now - mark)
                     bar.update(self.update, f"loss {values['train/loss']:.4f}  {speed:,.0f} steps/s")
                     if self._writer is not None:
-                        values["train/lr"] = self.schedule.get_last_lr()[0]
+                        values["train/lr"] = float(self.schedule.get_last_lr()[0])
                         values["train/env_steps_per_s"] = speed
                         self._writer.scalars(values, self.update)
                     sums, steps, mark = [], 0, now

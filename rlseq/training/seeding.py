@@ -8,7 +8,7 @@ import torch
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds torch's generators, CPU and GPU. rlseq's own sampling takes its seed as an argument, never from a global."""
+    """Seeds torch's generators, CPU and GPU. rlseq's own sampling takes its seed as an argument, not from a global."""
     torch.manual_seed(seed)
 
 

@@ -5,8 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.tolerances import LOSS
-from tests.toys import ACTION_SIZE, AGENTS, HIGH, LOW, toy_agent, toy_store
 
 from rlseq import agents
 from rlseq.agents import DecisionTransformer
@@ -14,6 +12,8 @@ from rlseq.agents.decision_transformer import Config
 from rlseq.data import SamplerConfig, make_sampler
 from rlseq.errors import ConfigError, SpaceError, UnknownNameError
 from rlseq.types import Batch
+from tests.tolerances import LOSS
+from tests.toys import ACTION_SIZE, AGENTS, HIGH, LOW, toy_agent, toy_store
 
 
 def batch_of(regime: str = "window", window: int = 8, rows: int = 16, seed: int = 0) -> Batch:

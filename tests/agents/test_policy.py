@@ -3,10 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.tolerances import POLICY_REPLAY
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from tests.toys import ACTION_SIZE, AGENTS, HIGH, LOW, OBS_SIZE, toy_agent, toy_store, toy_trajectories
 
 from rlseq.agents.agent import Agent
 from rlseq.agents.policy import Policy
@@ -14,6 +12,8 @@ from rlseq.agents.tokens import Inputs
 from rlseq.data import SamplerConfig, TrajectoryStore, make_sampler
 from rlseq.errors import ConfigError, ShapeError
 from rlseq.types import Batch
+from tests.tolerances import POLICY_REPLAY
+from tests.toys import ACTION_SIZE, AGENTS, HIGH, LOW, OBS_SIZE, toy_agent, toy_store, toy_trajectories
 
 
 def whole_episode(store: TrajectoryStore, index: int) -> Batch:
@@ -24,7 +24,7 @@ def whole_episode(store: TrajectoryStore, index: int) -> Batch:
 
 
 def replay(policy: Policy, store: TrajectoryStore, index: int) -> tuple[list[Inputs], np.ndarray]:
-    """Feeds an episode of the dataset through the acting path; returns the inputs that the agent saw, and its actions."""
+    """Feeds an episode of the dataset through the acting path; returns the inputs the agent saw and its actions."""
     trajectory, seen, actions = store[index], [], []
     agent = policy.agent
     original = agent.inputs
@@ -96,8 +96,10 @@ def test_rows_whose_episodes_end_at_different_times_equal_lone_runs(kind: str, m
         alone = []
         for trajectory in episodes:
             policy = agent.policy(1, target_return=targets[row], mode=mode)
-            for t in range(len(trajectory.reward)):
-                alone.append(policy.act(trajectory.obs[t : t + 1], trajectory.reward[t - 1 : t] if t else None))
+            alone.extend(
+                policy.act(trajectory.obs[t : t + 1], trajectory.reward[t - 1 : t] if t else None)
+                for t in range(len(trajectory.reward))
+            )
         np.testing.assert_allclose(np.concatenate(alone), np.stack(joint)[:, row], atol=POLICY_REPLAY)
 
 

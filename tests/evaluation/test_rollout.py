@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from tests.tolerances import ROLLOUT
-from tests.toys import AGENTS, ToyEnv, toy_agent, toy_store
 
 from rlseq import envs
 from rlseq.errors import ConfigError, SpaceError, UnknownNameError
 from rlseq.evaluation import evaluate, normalized_score, rollout
+from tests.tolerances import ROLLOUT
+from tests.toys import AGENTS, ToyEnv, toy_agent, toy_store
 
 ENV = "rlseq-tests/Toy-v0"
 SEEDS = list(range(40, 51))

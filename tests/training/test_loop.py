@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tolerances import LOSS
-from tests.toys import toy_agent, toy_store
 
 from rlseq.agents import Agent
 from rlseq.data import SamplerConfig, make_sampler
@@ -15,6 +13,8 @@ from rlseq.errors import ConfigError, RlseqError
 from rlseq.training import OptimConfig, Trainer, TrainingConfig
 from rlseq.training.optim import build_optimizer
 from rlseq.training.seeding import seed_everything
+from tests.tolerances import LOSS
+from tests.toys import toy_agent, toy_store
 
 
 class Recorder:
@@ -74,7 +74,11 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 def test_a_resumed_training_makes_the_same_next_updates_to_the_bit(kind: str, options: dict[str, Any]) -> None:
     saved: list[dict[str, Any]] = []
     whole = make_trainer(
-        kind, updates=6, checkpoint_every=3, on_checkpoint=lambda t: saved.append(through_a_file(t.state_dict())), **options
+        kind,
+        updates=6,
+        checkpoint_every=3,
+        on_checkpoint=lambda t: saved.append(through_a_file(t.state_dict())),
+        **options,
     )
     whole.fit()
     resumed = make_trainer(kind, updates=6, seed=99, **options)
@@ -145,7 +149,9 @@ def test_gradients_are_clipped_and_their_norm_before_clipping_is_logged() -> Non
     recorder = Recorder()
     trainer = make_trainer("cloning", clip=1e-3, log_every=1, updates=2, writer=recorder)
     trainer.fit()
-    norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in trainer.agent.parameters() if p.grad is not None]))
+    norm = torch.linalg.vector_norm(
+        torch.stack([p.grad.norm() for p in trainer.agent.parameters() if p.grad is not None])
+    )
     assert norm.item() == pytest.approx(1e-3, rel=1e-3)
     assert recorder.rows[2]["train/grad_norm"] > 1e-3
 
