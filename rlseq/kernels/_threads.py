@@ -18,8 +18,9 @@ import torch
 from rlseq.errors import ConfigError
 
 _SMALL = 1 << 20
-"""Below this many elements one thread is faster in training: torch's OpenMP threads still spin from the op before, and a second
-thread waits for them (Hawk, 6 x 200 steps, 2 cores: 17,700 env-steps/s with one kernel thread, 15,000 with two)."""
+"""Below this many elements one thread is faster in training: torch's OpenMP threads still spin from the op before, and
+a second thread waits for them (Hawk, 6 x 200 steps, 2 cores: 17,700 env-steps/s with one kernel thread, 15,000 with 2).
+"""
 _NARROWEST, _WIDEST = 32, 1024
 """Channels of a tile: enough for whole vectors, few enough that the carried rows stay in the first-level cache."""
 
