@@ -53,7 +53,10 @@ def over_rows(kernel: Callable[..., None], arguments: Sequence[Any], shape: Sequ
         shape: (B, L, D).
     """
     rows, length, width = shape
-    threads = thread_count() if rows * length * width >= _SMALL else 1
+    # asked for small inputs too, so that a wrong setting is always an error
+    threads = thread_count()
+    if rows * length * width < _SMALL:
+        threads = 1
     tile = _tile(rows, width, threads)
     items = rows * -(-width // tile)
     threads = min(threads, items)

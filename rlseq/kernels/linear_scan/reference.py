@@ -16,11 +16,12 @@ def why_not(device: str, dtype: torch.dtype) -> str | None:
 def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None, reset: Tensor | None) -> tuple[Tensor, Tensor]:
     """As ``rlseq.kernels.linear_scan``, arguments already checked."""
     dtype = compute_dtype(b)
-    decay, inputs = a.to(dtype), b.to(dtype)
+    # unbind: the gradient of decay[:, t] would be a tensor of the whole length for every token
+    decay, inputs = a.to(dtype).unbind(1), b.to(dtype).unbind(1)
     h = initial_state(h0, b)
     states = []
     for t in range(b.shape[1]):
         past = h if reset is None else torch.where(reset[:, t, None], 0.0, h)
-        h = decay[:, t] * past + inputs[:, t]
+        h = decay[t] * past + inputs[t]
         states.append(h)
     return torch.stack(states, dim=1).to(b.dtype), h

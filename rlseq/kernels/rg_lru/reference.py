@@ -29,10 +29,12 @@ def rg_lru(
     if reset is not None:
         beta = torch.where(reset[..., None], 1.0, beta)
     inputs = beta * torch.sigmoid(gate_x.to(dtype)) * x.to(dtype)
+    # unbind: the gradient of change[:, t] would be a tensor of the whole length for every token
+    changes, added = change.unbind(1), inputs.unbind(1)
     h = initial_state(h0, x)
     states = []
     for t in range(x.shape[1]):
         past = h if reset is None else torch.where(reset[:, t, None], 0.0, h)
-        h = past + change[:, t] * past + inputs[:, t]
+        h = past + changes[t] * past + added[t]
         states.append(h)
     return torch.stack(states, dim=1).to(x.dtype), h
