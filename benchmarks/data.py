@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
+import shlex
 import statistics
-import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from rlseq.data import SamplerConfig, TrajectoryStore, make_sampler, open_dataset
+from rlseq.provenance import provenance
 from rlseq.types import Batch
 
 CONFIGS = (
@@ -96,18 +96,6 @@ def rate(call: Callable[[], Batch], steps: int, repeats: int, seconds: float = 0
     return {"median": statistics.median(rates), "slowest": min(rates), "fastest": max(rates)}
 
 
-def machine() -> dict[str, str]:
-    """What the figures depend on."""
-    cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?: ?")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": f"{cpu.partition(': ')[2]}, {os.cpu_count()} cores, 1 used",
-        "versions": f"Python {platform.python_version()}, NumPy {np.__version__}, torch {torch.__version__}",
-        "commit": commit.stdout.strip() or "none",
-    }
-
-
 def main() -> None:
     """Checks, times and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,8 +105,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     store = open_dataset(arguments.dataset)
-    facts = machine() | {"dataset": arguments.dataset}
-    print(*(f"{key}: {value}" for key, value in facts.items()), sep="\n")
+    where = provenance(shlex.join(["python", "benchmarks/data.py", *sys.argv[1:]]))
+    print(json.dumps(where))
+    print(f"dataset: {arguments.dataset}")
     rows = []
     for config in CONFIGS:
         if config.regime == "pack" and store.stats.length_max > config.window:
@@ -137,7 +126,7 @@ def main() -> None:
             sizes = f"B={config.batch_size:<3} K={config.window:<5}"
             print(f"{name:<18} {sizes} {figures['median']:7.2f} million env-steps/s {spread}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(facts | {"results": rows}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(where | {"dataset": arguments.dataset, "results": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 python benchmarks/kernels.py [--ops rg_lru ...] [--threads 1] [--repeats 20] [--json FILE]
 
-All contenders of a shape run in one process, in turns, on the same inputs, and allocate their outputs alike. An op whose
-values or gradients on the timed inputs are wrong is not timed: the script ends with the error. Prints Markdown tables.
+All contenders of a shape run in one process, in turns, on the same inputs, and allocate their outputs alike. An op
+whose values or gradients on the timed inputs are wrong is not timed: the script ends with the error. It prints
+Markdown tables.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from torch.nn import functional
 from rlseq import kernels
 from rlseq.provenance import provenance
 
-LIMIT = 1e-5
-"""Largest relative error of a float32 value or gradient that is timed; what it is compared with may be off by 1e-3."""
+LIMIT, RIVAL_LIMIT = 1e-5, 1e-3
+"""Largest relative error of a float32 value or gradient of what is timed: ours, and what it is compared with."""
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TAPS, WINDOW = 4, 128
 ATTENTION = (4, 3072, 4, 32)
@@ -41,7 +42,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One op at one shape: its inputs, ours, and what stands beside it for each pass (forward, forward + backward)."""
+    """One op at one shape: its inputs, ours, and what is timed beside it."""
 
     op: str
     inputs: list[Tensor]
@@ -50,7 +51,7 @@ class Case:
     """Of float64 inputs."""
     rivals: dict[str, Function]
     passes: tuple[bool, ...] = (False, True)
-    """Whether the rivals also run backward, one entry a table row."""
+    """Of the rivals: False is forward, True is forward + backward."""
     rows: int | None = None
     tokens: int | None = None
     """Part that is checked, all if None: the ops are causal, and the dense float64 reference needs much memory."""
@@ -160,19 +161,17 @@ def error(case: Case, run: Function, dtype: torch.dtype) -> float:
     return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
-def check(case: Case) -> float:
-    """The float32 error of ours; SystemExit where it, or a rival that should compute the same, is too large."""
-    ours = error(case, case.ours, torch.float32)
-    for name, run in {"ours": case.ours, **case.rivals}.items():
+def check(case: Case) -> None:
+    """SystemExit where ours, or a rival that should compute the same, is too far from the float64 reference."""
+    for name, run in {"rlseq": case.ours, **case.rivals}.items():
         if run is torch.add:
             continue
-        found, limit = (ours, LIMIT) if run is case.ours else (error(case, run, torch.float32), 1e-3)
+        found, limit = error(case, run, torch.float32), LIMIT if run is case.ours else RIVAL_LIMIT
         if not found < limit:
             raise SystemExit(
                 f"check: {case.op} ({name}) must agree with the float64 reference to {limit:g} on "
                 f"{tuple(case.inputs[0].shape)}, got {found:.1e}. Not timing it."
             )
-    return ours
 
 
 def interleaved(functions: dict[str, Callable[[], object]], repeats: int, warm_up: int) -> dict[str, list[float]]:
@@ -242,17 +241,15 @@ def main() -> None:
     print("implementations:", ", ".join(f"{op} {name}" for op, name in chosen.items()))
 
     errors: dict[str, dict[str, float]] = {}
-    print("\n| op | " + " | ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES) + " |\n|---|---|---|---|---|")
+    names = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+    print(f"\n| op | {' | '.join(names)} |\n|---" + "|---" * len(names) + "|")
     for op in options.ops:
         case = CASES[op][0]()
-        check(case)
-        errors[op] = {str(dtype).removeprefix("torch."): error(case, case.ours, dtype) for dtype in DTYPES}
+        errors[op] = {name: error(case, case.ours, dtype) for name, dtype in zip(names, DTYPES, strict=True)}
         print(f"| {op} | " + " | ".join(f"{one:.0e}" for one in errors[op].values()) + " |", flush=True)
 
     times: list[Row] = []
-    print(
-        "\n| op | shape | pass | contender | ns an element | quartiles | its time / ours |\n|---|---|---|---|---|---|---|"
-    )
+    print("\n| op | shape | pass | contender | ns an element | quartiles | its time / ours |\n" + "|---" * 7 + "|")
     for op in options.ops:
         for make in CASES[op]:
             case = make()

@@ -19,6 +19,27 @@ KERNELS: dict[str, dict[torch.dtype, float]] = {
     "exponential": {torch.float32: 5.5e-7},
 }
 
+BACKBONES: dict[str, float] = {
+    # absolute, float64; the laws of the contract are held to ``rlseq.conformance.TOLERANCE``, which users run too
+    "hawk features": 3.1e-14,
+    "transformer features": 6.5e-15,
+    "transformer gradients": 9e-14,
+    # a directional derivative against a central difference of step 1e-5: relative, and absolute where it is near 0
+    "hawk differences": 2.2e-6,
+    "hawk differences near 0": 4e-9,
+    # absolute, float64 state of a float32 layer: 2,000 tokens through a closed gate; 32,768 equal tokens against the sum
+    # of the geometric series
+    "hawk held state": 1.2e-12,
+    "hawk geometric sum": 2.1e-6,
+    # relative; random draws against their distribution, from a fixed seed
+    "initial std": 0.017,
+    "shortest of 100,000": 0.01,
+    "longest of 100,000": 0.017,
+    "mean of 100,000": 2.4e-4,
+    # absolute; the share of zeros under dropout 0.25 among 3,200 values
+    "dropped share": 0.02,
+}
+
 # absolute; a small agent's actions in steps against the same in one window, in [-1, 1] times bounds of up to 3
 POLICY_REPLAY = 1e-5
 # relative; a masked loss against the same in parts
