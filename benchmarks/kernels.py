@@ -73,8 +73,8 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def band_attention(band: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same attention as one dense call with a band mask, made beforehand."""
-    heads_first = (one.transpose(1, 2) for one in (q, k, v))
-    return functional.scaled_dot_product_attention(*heads_first, attn_mask=band).transpose(1, 2).contiguous()
+    q, k, v = (one.transpose(1, 2) for one in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=band).transpose(1, 2).contiguous()
 
 
 def local_reference(window: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

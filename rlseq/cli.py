@@ -146,9 +146,11 @@ def _new_folder(experiment: Any) -> Path:
 
 def print_scores(console: Console, rows: list[dict[str, Any]]) -> None:
     """A table of evaluations, a row each."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("mode", "target", "return", "normalized", "episodes", "us/step", "state bytes"):
-        table.add_column(name, justify="left" if name == "mode" else "right", overflow="fold")
+    # As wide as 60 columns allow: nothing is folded in a narrow window.
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("mode", no_wrap=True)
+    for name in ("target", "return", "normalized\nx100", "epi-\nsodes", "us a\nstep", "state\nbytes"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         score = row["normalized_score"]
         table.add_row(

@@ -41,7 +41,7 @@ def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 def test_train_then_eval_then_resume(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--dataset", "toy", "--out", "run", *QUICK]) == 0
     printed = capsys.readouterr()
-    for word in ("recurrent", "normalized", "episodes", "us/step", "state bytes", "tensorboard --logdir run"):
+    for word in ("recurrent", "return", "normalized", "us a", "bytes", "tensorboard --logdir run"):
         assert word in printed.out
     assert "training" in printed.err
     assert "left" in printed.err

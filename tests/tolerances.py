@@ -27,8 +27,8 @@ BACKBONES: dict[str, float] = {
     # a directional derivative against a central difference of step 1e-5: relative, and absolute where it is near 0
     "hawk differences": 2.2e-6,
     "hawk differences near 0": 4e-9,
-    # absolute, float64 state of a float32 layer: 2,000 tokens through a closed gate; 32,768 equal tokens against the sum
-    # of the geometric series
+    # absolute, float64 state of a float32 layer: 2,000 tokens through a closed gate; 32,768 equal tokens against the
+    # sum of the geometric series
     "hawk held state": 1.2e-12,
     "hawk geometric sum": 2.1e-6,
     # relative; random draws against their distribution, from a fixed seed
