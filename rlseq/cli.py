@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,10 +16,12 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from rlseq.errors import RlseqError
+from rlseq.errors import ConfigError, RlseqError
 
 USAGE_EXIT = 2
+INTERRUPTED_EXIT = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,14 +38,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = parser.parse_args(arguments[:1])
     try:
         known.function(arguments[1:])
-    except RlseqError as error:
-        print(f"rlseq: {error}", file=sys.stderr)
-        return USAGE_EXIT
-    except KeyboardInterrupt:
-        print("rlseq: stopped. Go on with --resume from the last checkpoint.", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (RlseqError, OSError, MemoryError) as error:
+        print(f"rlseq: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return USAGE_EXIT
+    except KeyboardInterrupt:
+        print("rlseq: stopped.", file=sys.stderr)
+        return INTERRUPTED_EXIT
     return 0
 
 
@@ -52,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(arguments: list[str]) -> None:
     """``rlseq train``."""
     from rlseq import config, run
+    from rlseq.training import checkpoint
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--recipe", "--agent", "--backbone", "--out"):
@@ -63,19 +67,27 @@ def train(arguments: list[str]) -> None:
     chosen = tyro.cli(type(command), prog="rlseq train", args=arguments, description=TRAIN_HELP, default=command)
     experiment = config.Experiment(**{f.name: getattr(chosen, f.name) for f in fields(config.Experiment)})
     out = chosen.out if chosen.out is not None else _new_folder(experiment)
-    result = run.train_experiment(
-        experiment, out, device=chosen.device, resume=chosen.resume, overwrite=chosen.overwrite
-    )
+    where = shlex.quote(str(out))
+    try:
+        result = run.train_experiment(
+            experiment, out, device=chosen.device, resume=chosen.resume, overwrite=chosen.overwrite
+        )
+    except KeyboardInterrupt:
+        if checkpoint.all_of(out):
+            print(f"rlseq: go on with: rlseq train --out {where} --resume", file=sys.stderr)
+        raise
     console = Console()
-    console.print(
+    lines = (
         f"{result['updates']} updates in {result['train_seconds']:.0f} s, "
         f"{result['env_steps_per_s']:,.0f} env-steps/s, {result['parameters']:,} parameters",
-        highlight=False,
+        f"Curves:  tensorboard --logdir {where}",
+        f"Again:   rlseq eval {where}",
     )
+    console.print(lines[0], highlight=False, markup=False, soft_wrap=True)
     if result["evaluations"]:
         print_scores(console, result["evaluations"])
-    console.print(f"Curves:  tensorboard --logdir {out}", highlight=False, soft_wrap=True)
-    console.print(f"Again:   rlseq eval {out}", highlight=False, soft_wrap=True)
+    for line in lines[1:]:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 TRAIN_HELP = """Trains an agent on a dataset, evaluates it in its environment, and writes a run folder.
@@ -88,13 +100,16 @@ named like the backbone or the agent is taken by itself."""
 def _starting_point(known: argparse.Namespace) -> Any:
     """The experiment whose values are the defaults of the options: the resumed run's, or a recipe's."""
     from rlseq import recipes
-    from rlseq.config import from_json
-    from rlseq.training import checkpoint
+    from rlseq.run import read_experiment
 
     if known.resume:
         if known.out is None:
-            raise RlseqError("train: --resume must know the run, got no --out. Give --out RUN.")
-        return from_json(checkpoint.read_config(checkpoint.latest(Path(known.out)))[0]["experiment"])
+            raise ConfigError("train: --resume must know the run, got no --out. Give --out RUN.")
+        if known.recipe is not None:
+            raise ConfigError(
+                f"train: --resume keeps the run's own options, got --recipe {known.recipe}. Leave it out."
+            )
+        return read_experiment(Path(known.out))
     backbone = None if known.backbone in (None, "None") else known.backbone
     return recipes.recipe(known.recipe, agent=known.agent, backbone=backbone)
 
@@ -179,16 +194,16 @@ class Eval:
     """Episodes for every target return and mode."""
 
     target_return: tuple[float, ...] = ()
-    """Raw returns to ask for. Empty: the agent's default."""
+    """Raw returns to ask for. Empty: as after the training."""
 
-    mode: tuple[Literal["recurrent", "window"], ...] = ("recurrent",)
-    """recurrent carries the state, O(1) a step; window re-reads the last K steps at every step."""
+    mode: tuple[Literal["recurrent", "window"], ...] = ()
+    """recurrent carries the state, O(1) a step; window re-reads the last K steps. Empty: as after the training."""
 
     env: str | None = None
-    """Gymnasium id. None: the environment that the dataset names."""
+    """Gymnasium id. None: as after the training."""
 
-    seed: int = 1000
-    """Reset seed of the first episode; the next ones count up from it."""
+    seed: int | None = None
+    """Reset seed of the first episode; the next ones count up from it. None: as after the training."""
 
     num_envs: int | None = None
     """Environments side by side. None: one for every episode, at most 16."""
@@ -206,20 +221,27 @@ def evaluate(arguments: list[str]) -> None:
     from rlseq import evaluation, run
     from rlseq.provenance import provenance
 
-    agent = run.load(chosen.run, chosen.device)
+    agent, experiment = run.load_with_experiment(chosen.run, chosen.device)
+    given: dict[str, Any] = {
+        "target_return": chosen.target_return,
+        "mode": chosen.mode,
+        "seed": chosen.seed,
+        "env": chosen.env,
+    }
+    asked = replace(experiment.eval, **{k: v for k, v in given.items() if v not in (None, ())})
     rows = [
         evaluation.evaluate(
             agent,
-            chosen.env,
+            asked.env,
             episodes=chosen.episodes,
             target_return=target,
-            seed=chosen.seed,
+            seed=asked.seed,
             mode=mode,
             num_envs=chosen.num_envs,
             progress=not chosen.json,
         ).as_dict()
-        for mode in chosen.mode
-        for target in chosen.target_return or (agent.target_return,)
+        for mode in asked.mode
+        for target in asked.target_return or (agent.target_return,)
     ]
     if chosen.json:
         print(json.dumps({"run": str(chosen.run), "evaluations": rows, **provenance()}))
@@ -273,7 +295,7 @@ def _facts(values: dict[str, Any]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in values.items():
-        table.add_row(name, f"{value:,.6g}" if isinstance(value, float) else str(value))
+        table.add_row(name, Text(f"{value:,.6g}" if isinstance(value, float) else str(value)))
     return table
 
 

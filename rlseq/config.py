@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from rlseq import agents, backbones
+from rlseq.agents.policy import MODES
 from rlseq.data.windows import SamplerConfig
-from rlseq.errors import ConfigError
+from rlseq.errors import ConfigError, UnknownNameError
 from rlseq.training import OptimConfig, TrainingConfig
 
 ENV_STEPS_PER_UPDATE = 1280
@@ -43,6 +45,11 @@ class EvalConfig:
             )
         if not self.mode:
             raise ConfigError("eval: mode must name recurrent, window or both, got none.")
+        for mode in self.mode:
+            if mode not in MODES:
+                raise UnknownNameError("acting mode", mode, MODES)
+        if not all(map(math.isfinite, self.target_return)):
+            raise ConfigError(f"eval: target_return must be finite, got {list(self.target_return)}.")
 
 
 @dataclass(frozen=True)
@@ -95,14 +102,12 @@ class Experiment:
             raise ConfigError(f"train: top must be in (0, 1], got {self.top}.")
         if not 0 <= self.validation < 1:
             raise ConfigError(f"train: validation must be in [0, 1), got {self.validation}.")
-        if self.seed < 0:
-            raise ConfigError(f"train: seed must be at least 0, got {self.seed}.")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"train: seed must be in [0, 2^63), got {self.seed}.")
         for name in ("window", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"train: {name} must be at least 1, got {value}.")
-        if self.training.carry_state and self.regime != "stream":
-            raise ConfigError(f"train: carry_state goes with --regime stream, got {self.regime}.")
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -121,17 +126,16 @@ def settle(experiment: Experiment) -> Experiment:
     module = agents.load(experiment.agent)
     options = experiment.agent_options if experiment.agent_options is not None else module.Config()
     if not module.Config.uses_backbone:
+        if experiment.backbone is not None:
+            raise ConfigError(f"train: agent {experiment.agent} has no backbone, got {experiment.backbone}. Give none.")
         window = experiment.window or 20
-        experiment = replace(experiment, backbone=None, backbone_options=None, agent_options=options)
     else:
         if experiment.backbone is None:
             raise ConfigError(f"train: agent {experiment.agent} needs a backbone, got none. Give --backbone.")
-        backbone_options = experiment.backbone_options
-        if backbone_options is None:
-            backbone_options = backbones.config_class(experiment.backbone)()
-        window = experiment.window or (200 if backbones.is_recurrent(backbone_options) else 20)
-        options, backbone_options = module.settle(options, backbone_options, window=window)
-        experiment = replace(experiment, agent_options=options, backbone_options=backbone_options)
+        backbone_options = experiment.backbone_options or backbones.configure(experiment.backbone)
+        options, backbone_options, window = module.settle(options, backbone_options, window=experiment.window)
+        experiment = replace(experiment, backbone_options=backbone_options)
+    experiment = replace(experiment, agent_options=options)
     batch_size = experiment.batch_size or max(1, ENV_STEPS_PER_UPDATE // window)
     return replace(experiment, window=window, batch_size=batch_size)
 
@@ -141,14 +145,14 @@ def to_json(experiment: Experiment) -> dict[str, Any]:
     return asdict(experiment)
 
 
-def from_json(value: dict[str, Any]) -> Experiment:
+def from_json(value: Any) -> Experiment:
     """The experiment of `to_json`.
 
     Raises:
         ConfigError: a field is missing, unknown or out of range.
     """
-    value = dict(value)
     try:
+        value = dict(value)
         value["agent_options"] = _record(agents.load(value["agent"]).Config, value["agent_options"])
         if value["backbone"] is not None:
             value["backbone_options"] = _record(backbones.config_class(value["backbone"]), value["backbone_options"])
@@ -157,7 +161,7 @@ def from_json(value: dict[str, Any]) -> Experiment:
         value["optim"] = _record(OptimConfig, value["optim"])
         value["eval"] = _record(EvalConfig, value["eval"])
         return Experiment(**value)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"config: config.json must hold a whole experiment, got {type(error).__name__}: {error}."
         ) from error

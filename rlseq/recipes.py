@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rlseq import agents
 from rlseq.agents import behaviour_cloning, decision_transformer
-from rlseq.backbones import config_class, hawk
+from rlseq.backbones import configure, hawk
 from rlseq.config import EvalConfig, Experiment
 from rlseq.errors import UnknownNameError
 from rlseq.training import OptimConfig, TrainingConfig
@@ -93,8 +94,10 @@ def recipe(name: str | None, *, agent: str | None = None, backbone: str | None =
     found = RECIPES[name]
     if agent is not None and agent != found.agent:
         found = replace(found, agent=agent, agent_options=None)
+        if not agents.load(agent).Config.uses_backbone:
+            found = replace(found, backbone=None, backbone_options=None)
     if backbone is not None and backbone != found.backbone:
         found = replace(found, backbone=backbone, backbone_options=None)
     if found.backbone is not None and found.backbone_options is None:
-        found = replace(found, backbone_options=config_class(found.backbone)())
+        found = replace(found, backbone_options=configure(found.backbone))
     return found

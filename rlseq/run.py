@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import torch
 
 from rlseq import agents, backbones, data, envs, evaluation
-from rlseq.config import Experiment, differences, flat, from_json, settle, to_json
+from rlseq.config import ENV_STEPS_PER_UPDATE, Experiment, differences, flat, from_json, settle, to_json
 from rlseq.errors import ConfigError, RunError
 from rlseq.provenance import provenance
 from rlseq.training import OptimConfig, Trainer, TrainingConfig, checkpoint
@@ -36,16 +37,39 @@ def build_agent(experiment: Experiment, info: DatasetInfo, stats: DatasetStats) 
 
 
 def load(run: str | Path, device: str = "auto") -> agents.Agent:
-    """The trained agent of a run folder, in evaluation mode: its last checkpoint.
+    """The trained agent of a run folder, in evaluation mode: its last checkpoint, or the one that is named.
 
     Raises:
         RunError: the folder is no run, or its checkpoint is broken.
     """
-    folder = checkpoint.latest(Path(run))
-    config, info, stats = checkpoint.read_config(folder)
-    agent = build_agent(from_json(config["experiment"]), info, stats).to(choose_device(device))
+    return load_with_experiment(run, device)[0]
+
+
+def load_with_experiment(run: str | Path, device: str = "auto") -> tuple[agents.Agent, Experiment]:
+    """`load`, and what the agent was trained by."""
+    where, path = choose_device(device), Path(run)
+    folder = path if (path / "model.safetensors").is_file() else checkpoint.latest(path)
+    experiment, info, stats = _read(folder)
+    try:
+        agent = build_agent(experiment, info, stats).to(where)
+    except (TypeError, ValueError, AttributeError, AssertionError) as error:
+        raise RunError(f"load: {folder}/config.json must describe an agent, got {error}.") from error
     checkpoint.load_weights(folder, agent)
-    return agent.eval()
+    return agent.eval(), experiment
+
+
+def read_experiment(run: Path) -> Experiment:
+    """What a run folder was trained by, for a resume.
+
+    Raises:
+        RunError: the folder is no run, or its newest checkpoint is broken.
+    """
+    return _read(checkpoint.latest(run))[0]
+
+
+def _read(folder: Path) -> tuple[Experiment, DatasetInfo, DatasetStats]:
+    config, info, stats = checkpoint.read_config(folder)
+    return from_json(config.get("experiment")), info, stats
 
 
 def train(
@@ -74,11 +98,11 @@ def train(
     Returns:
         The agent to use, in evaluation mode (another object than `agent` where weights are averaged).
     """
-    cut = sampler or data.SamplerConfig(window=agent.window, batch_size=max(1, 1280 // agent.window))
+    cut = sampler or data.SamplerConfig(window=agent.window, batch_size=max(1, ENV_STEPS_PER_UPDATE // agent.window))
     agent.check_timesteps(store.stats.length_max)
     trainer = Trainer(
         agent,
-        data.make_sampler(store, cut, seed),
+        _batches(store, cut, training or TrainingConfig(), seed),
         training or TrainingConfig(),
         optim or OptimConfig(),
         writer=writer,
@@ -86,6 +110,17 @@ def train(
     )
     trainer.fit()
     return trainer.result
+
+
+def _batches(store: data.TrajectoryStore, cut: data.SamplerConfig, training: TrainingConfig, seed: int) -> data.Sampler:
+    """The sampler, held against the training.
+
+    Raises:
+        ConfigError: a state is to be carried between rows that do not follow each other.
+    """
+    if training.carry_state and cut.regime != "stream":
+        raise ConfigError(f"train: carry_state goes with regime stream, got {cut.regime}. Give --regime stream.")
+    return data.make_sampler(store, cut, seed)
 
 
 def train_experiment(
@@ -118,42 +153,75 @@ def train_experiment(
     experiment = settle(experiment)
     where = choose_device(device)
     _check_folder(out, experiment, resume=resume, overwrite=overwrite)
-    store = data.open_dataset(experiment.dataset)
-    if experiment.drop_obs:
-        store = store.drop_obs(experiment.drop_obs)
-    store, held_out = store.split(experiment.validation, experiment.seed) if experiment.validation else (store, None)
-    if experiment.top < 1:
-        store = store.top(experiment.top)
-    info = store.info if experiment.eval.env is None else replace(store.info, env_id=experiment.eval.env, env_kwargs={})
+    store, held_out, info = _open(experiment)
+    longest = max(part.stats.length_max for part in (store, held_out) if part is not None)
     if experiment.eval.episodes or experiment.eval.during:
         envs.make_for(info).close()
+        longest = max(longest, gymnasium.spec(str(info.env_id)).max_episode_steps or 0)
 
     seed_everything(experiment.seed)
-    agent = build_agent(experiment, store.info, store.stats).to(where)
-    agent.check_timesteps(store.stats.length_max)
-    sampler = data.make_sampler(store, experiment.sampler, experiment.seed)
+    agent = build_agent(experiment, info, store.stats).to(where)
+    agent.check_timesteps(longest)
     run = _Run(experiment, out, agent, held_out, progress=progress)
     trainer = Trainer(
         agent,
-        sampler,
+        _batches(store, experiment.sampler, experiment.training, experiment.seed),
         experiment.training,
         experiment.optim,
         writer=run,
         on_checkpoint=run.checkpoint,
         progress=progress,
     )
+    for part in (store, held_out):
+        if part is not None:
+            _try_one_batch(agent, part, experiment)
     if resume:
         newest = checkpoint.latest(out)
         checkpoint.load_weights(newest, agent)
-        trainer.load_state_dict(checkpoint.load_trainer(newest, where))
+        trainer.load_state_dict(checkpoint.load_trainer(newest))
+        _check_unfinished(out, trainer.update, experiment)
     elif overwrite and out.exists():
-        shutil.rmtree(out)
+        checkpoint.remove_run(out)
     run.open(trainer.update)
     try:
         trainer.fit()
         return run.finish(trainer)
     finally:
         run.close()
+
+
+def _open(experiment: Experiment) -> tuple[data.TrajectoryStore, data.TrajectoryStore | None, DatasetInfo]:
+    """The episodes to train on, those held out, and the dataset's description with the environment to evaluate in."""
+    store = data.open_dataset(experiment.dataset)
+    if experiment.drop_obs:
+        store = store.drop_obs(experiment.drop_obs)
+    held_out = None
+    if experiment.validation:
+        store, held_out = store.split(experiment.validation, experiment.seed)
+    if experiment.top < 1:
+        store = store.top(experiment.top)
+    if experiment.eval.env is None:
+        return store, held_out, store.info
+    return store, held_out, replace(store.info, env_id=experiment.eval.env, env_kwargs={})
+
+
+def _try_one_batch(agent: agents.Agent, store: data.TrajectoryStore, experiment: Experiment) -> None:
+    """One loss, thrown away, so that what cannot work is said before a folder is made."""
+    batch = next(data.make_sampler(store, experiment.sampler, experiment.seed)).to(agent.obs_mean.device)
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            agent.loss(batch)
+    except RuntimeError as error:
+        told = str(error).splitlines()[0]
+        raise ConfigError(f"train: the agent must take a batch of {experiment.dataset}, got {told}.") from error
+
+
+def _check_unfinished(out: Path, update: int, experiment: Experiment) -> None:
+    asked = experiment.training.updates
+    if update > asked or (update == asked and (out / "result.json").is_file()):
+        raise ConfigError(
+            f"train: a resumed run must have updates left, got {update} done of {asked}. Give more --updates."
+        )
 
 
 class _Run:
@@ -177,7 +245,7 @@ class _Run:
         """Makes the folder and writes what is known before the first update."""
         self.out.mkdir(parents=True, exist_ok=True)
         history = self.out / "provenance.json"
-        earlier = json.loads(history.read_text()) if update and history.is_file() else []
+        earlier = checkpoint.read_history(history) if update else []
         checkpoint.write_json(self.out / "config.json", to_json(self.experiment))
         checkpoint.write_json(history, [*earlier, provenance()])
         self._board = TensorBoard(self.out, purge_update=update + 1 if update else None)
@@ -212,7 +280,7 @@ class _Run:
         result = {
             "updates": trainer.update,
             "train_seconds": trainer.train_seconds,
-            "env_steps_per_s": trainer.env_steps / trainer.train_seconds,
+            "env_steps_per_s": trainer.env_steps / max(trainer.train_seconds, 1e-9),
             "parameters": self.parameters,
             "state_bytes": state_bytes,
             "evaluations": [s.as_dict() for s in scores],
@@ -268,25 +336,28 @@ def _check_folder(out: Path, experiment: Experiment, *, resume: bool, overwrite:
     if resume and overwrite:
         raise ConfigError("train: --resume and --overwrite exclude each other, got both. Give one.")
     if resume:
-        config, _, _ = checkpoint.read_config(checkpoint.latest(out))
         changed = [
-            name
-            for name in differences(from_json(config["experiment"]), experiment)
-            if not name.startswith(MAY_CHANGE_ON_RESUME)
+            name for name in differences(read_experiment(out), experiment) if not name.startswith(MAY_CHANGE_ON_RESUME)
         ]
         if changed:
             raise ConfigError(
                 f"train: a resumed run must keep its options, got other values of {', '.join(changed)}. Leave them out."
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        return
+    if out.exists() and not out.is_dir():
+        raise RunError(f"train: {out} must be a folder or not exist yet, got a file. Give another --out.")
+    if out.is_dir() and any(out.iterdir()):
         if not overwrite:
             raise RunError(
                 f"train: {out} must not exist yet, got a full one. Give --resume, --overwrite or another --out."
             )
-        if not (out / "config.json").is_file():
+        if not (out / "config.json").is_file() or not (out / "provenance.json").is_file():
             raise RunError(
-                f"train: --overwrite replaces run folders only, got {out} without config.json. Give another --out."
+                f"train: --overwrite replaces run folders only, got {out} without a run. Give another --out."
             )
+    parent = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise RunError(f"train: {out} must be a place to write to, got {parent}. Give another --out.")
 
 
 def choose_device(name: str) -> torch.device:
@@ -301,6 +372,8 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: {name} must exist here, got {torch.cuda.device_count()} CUDA devices. Use cpu.")
     return device

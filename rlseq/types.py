@@ -79,6 +79,18 @@ class DatasetInfo:
         """A."""
         return len(self.action_low)
 
+    def normalized_score(self, returns: np.ndarray) -> np.ndarray | None:
+        """(return - ref_min) / (ref_max - ref_min) (D4RL, Fu et al. 2020, arXiv 2004.07219, section 4).
+
+        Args:
+            returns: (n,) raw undiscounted returns.
+        Returns:
+            (n,) fractions; None where the dataset has no reference scores.
+        """
+        if self.ref_min_score is None or self.ref_max_score is None:
+            return None
+        return (returns - self.ref_min_score) / (self.ref_max_score - self.ref_min_score)
+
 
 @dataclass(frozen=True)
 class DatasetStats:

@@ -165,10 +165,16 @@ def test_a_truncated_hdf5_file_is_one_line(capsys: pytest.CaptureFixture[str], t
         (["--optim.lr", "nan"], ["lr must be a positive number"]),
         (["--top", "0"], ["top must be in (0, 1]"]),
         (["--validation", "1"], ["validation must be in [0, 1)"]),
-        (["--carry-state"], ["carry_state goes with --regime stream"]),
+        (["--carry-state"], ["carry_state goes with regime stream"]),
         (["--window", "0"], ["window must be at least 1"]),
         (["--seed", "-1"], ["seed"]),
         (["--regime", "pack"], ["1000"]),
+        (["--eval.target-return", "nan"], ["target_return must be finite"]),
+        (["--seed", "18446744073709551616"], ["seed must be in"]),
+        (["--agent", "behaviour_cloning", "--carry-state", "--regime", "stream"], ["carry_state needs an agent"]),
+        (["--resume", "--recipe", "transformer"], ["--recipe"]),
+        (["--backbone", "."], ["importable"]),
+        (["--batch-size", "100000000000"], [""]),
         (["--backbone.width", "0"], ["width"]),
         (["--drop-obs", "99"], ["99"]),
         (["--resume"], ["--resume"]),
@@ -178,6 +184,7 @@ def test_bad_training_input_is_one_line_and_nothing_is_written(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
     line = one_line(capsys, ["train", *(["--out", "run"] if arguments != ["--resume"] else []), *arguments])
+    assert len(line) > len("rlseq: ")
     for word in words:
         assert word in line
     assert not list(tmp_path.iterdir())
@@ -190,6 +197,35 @@ def test_a_folder_that_is_no_run_is_one_line(capsys: pytest.CaptureFixture[str],
     (tmp_path / "full/file").write_text("mine")
     assert "--overwrite" in one_line(capsys, ["train", "--out", "full"])
     assert "run folders only" in one_line(capsys, ["train", "--out", "full", "--overwrite"])
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    Path("file").write_text("mine")
+    assert "got a file" in one_line(capsys, ["train", "--out", "file"])
+    assert "file" in one_line(capsys, ["train", "--out", "file/run"])
+    one_line(capsys, ["train", "--out", "x" * 300])
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_path_with_marks_and_spaces_is_printed_as_a_shell_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--dataset", "toy", "--out", "m [/] y", *QUICK]) == 0
+    assert "tensorboard --logdir 'm [/] y'" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("toy")
+def test_eval_asks_for_what_the_training_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--eval.mode", "window", "--eval.target-return", "3", "--eval.seed", "5"]
+    main(["train", "--dataset", "toy", "--out", "run", *QUICK, *asked])
+    capsys.readouterr()
+    assert main(["eval", "run", "--episodes", "2", "--json"]) == 0
+    (again,) = json.loads(capsys.readouterr().out)["evaluations"]
+    (first,) = json.loads(Path("run/result.json").read_text())["evaluations"]
+    assert [again[k] for k in ("mode", "target_return", "seeds", "returns")] == [
+        first[k] for k in ("mode", "target_return", "seeds", "returns")
+    ]
+    for bad in (["--target-return", "1", "nan"], ["--episodes", "0"], ["--num-envs", "0"], ["--device", "meta"]):
+        one_line(capsys, ["eval", "run", *bad])
 
 
 @pytest.mark.usefixtures("toy")

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import rlseq
 from rlseq import config, run
 from rlseq.config import EvalConfig, Experiment
-from rlseq.errors import ConfigError, RunError
+from rlseq.errors import ConfigError, RunError, ShapeError
 from rlseq.training import TrainingConfig, checkpoint
 from tests.tolerances import POLICY_REPLAY
 from tests.toys import OBS_SIZE, toy_store
@@ -101,7 +101,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_one_unbroken_curve(tmp_pat
     one, two = (rlseq.load(tmp_path / name).state_dict() for name in ("whole", "cut"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     events = EventAccumulator(str(tmp_path / "cut")).Reload()
-    assert [e.step for e in events.Scalars("train/loss")] == [2, 4, 6]
+    assert [e.step for e in events.Scalars("train/loss")] == [2, 3, 4, 6]
     assert len(json.loads((tmp_path / "cut/provenance.json").read_text())) == 2
 
 
@@ -110,20 +110,20 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
 ) -> None:
     original = torch.save
 
-    def full_disk(value: Any, path: Any) -> None:
+    def full_disk(value: Any, file: Any) -> None:
         if value["update"] == 6:
-            Path(path).write_bytes(b"half")
             raise OSError("No space left on device")
-        original(value, path)
+        original(value, file)
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space"):
         go(tmp_path)
-    assert [p.name for p in checkpoint.all_of(tmp_path)] == ["00000003"]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["00000003"]
     assert rlseq.load(tmp_path) is not None
     monkeypatch.setattr(torch, "save", original)
+    (tmp_path / "checkpoints/.00000005.part").mkdir()
     go(tmp_path, resume=True)
-    assert [p.name for p in checkpoint.all_of(tmp_path)] == ["00000003", "00000006"]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["00000003", "00000006"]
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
@@ -181,6 +181,139 @@ def test_a_trainer_state_cut_short_is_one_clear_error(tmp_path: Path) -> None:
     assert rlseq.load(tmp_path) is not None
 
 
+def test_a_folder_of_somebody_else_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"name": "web app"}')
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(RunError, match="replaces run folders only"):
+        go(tmp_path, small(eval=EvalConfig(episodes=0, during=0)), overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_overwriting_a_run_leaves_what_is_not_its_own(tmp_path: Path) -> None:
+    quick = small(eval=EvalConfig(episodes=0, during=0))
+    go(tmp_path, quick)
+    (tmp_path / "notes.txt").write_text("mine")
+    go(tmp_path, replace(quick, training=TrainingConfig(updates=1)), overwrite=True)
+    assert (tmp_path / "notes.txt").exists()
+    assert [p.name for p in checkpoint.all_of(tmp_path)] == ["00000001"]
+
+
+def test_a_checkpoint_is_no_run_to_resume_and_survives_the_try(tmp_path: Path) -> None:
+    go(tmp_path, small(eval=EvalConfig(episodes=0, during=0)))
+    one = tmp_path / "checkpoints/00000006"
+    before = (one / "config.json").read_text()
+    with pytest.raises(RunError, match="must be a run folder"):
+        go(one, small(), resume=True)
+    assert (one / "config.json").read_text() == before
+
+
+def test_a_run_stopped_before_its_first_checkpoint_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stops(self: Any, trainer: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run._Run, "checkpoint", stops)
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path)
+    with pytest.raises(RunError, match="stopped before its first"):
+        go(tmp_path, resume=True)
+    go(tmp_path, overwrite=True)
+
+
+def test_a_finished_run_is_not_resumed_and_never_shortened(tmp_path: Path) -> None:
+    quick = small(eval=EvalConfig(episodes=0, during=0))
+    go(tmp_path, quick)
+    for updates in (6, 2):
+        with pytest.raises(ConfigError, match="updates left"):
+            go(tmp_path, replace(quick, training=replace(quick.training, updates=updates)), resume=True)
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["updates"] == 6
+
+
+def test_random_states_stay_on_the_cpu_whatever_the_device(tmp_path: Path) -> None:
+    go(tmp_path, small(eval=EvalConfig(episodes=0, during=0)))
+    state = checkpoint.load_trainer(checkpoint.latest(tmp_path))
+    assert state["rng"]["cpu"].device.type == "cpu"
+
+
+def test_an_environment_of_the_users_choice_is_kept_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = toy_store()
+    store.info = replace(store.info, env_id=None)
+    monkeypatch.setattr(rlseq.data, "open_dataset", lambda name: store)
+    with pytest.raises(ConfigError, match="--eval.env"):
+        go(tmp_path / "none")
+    go(tmp_path / "told", small(eval=EvalConfig(episodes=1, during=0, env="rlseq-tests/Toy-v0")))
+    assert rlseq.load(tmp_path / "told").info.env_id == "rlseq-tests/Toy-v0"
+    assert not (tmp_path / "none").exists()
+
+
+def test_held_out_episodes_and_time_limits_are_held_against_the_timestep_table_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = rlseq.backbones.configure("transformer", width=16, depth=1)
+    transformer = small(backbone="transformer", backbone_options=options)
+    store = toy_store()
+    store.info = replace(store.info, max_episode_steps=None)
+    monkeypatch.setattr(rlseq.data, "open_dataset", lambda name: store)
+    with pytest.raises(ConfigError, match="at most 20 steps.*got 25.*--agent.timestep-embedding False"):
+        go(tmp_path / "run", transformer)
+    quiet = replace(transformer, eval=EvalConfig(episodes=0, during=0), validation=0.3)
+    refused = 0
+    for seed in range(8):
+        try:
+            go(tmp_path / str(seed), replace(quiet, seed=seed))
+        except ConfigError:
+            refused += 1
+            assert not (tmp_path / str(seed)).exists()
+    assert 0 < refused < 8
+
+
+PLUGIN = """
+from dataclasses import dataclass
+from torch import nn
+from rlseq.backbones import hawk
+
+@dataclass(frozen=True)
+class Config:
+    width: int = 16
+    depth: int = 1
+    sizes: tuple[int, ...] = (1, 2)
+
+def build(config):
+    return hawk.build(hawk.Config(width=config.width + {extra}, depth=config.depth))
+"""
+
+
+def test_a_plug_in_with_width_and_depth_only_trains_resumes_and_acts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_backbones.py").write_text("")
+    (tmp_path / "plugs").mkdir()
+    (tmp_path / "plugs/good.py").write_text(PLUGIN.format(extra=0))
+    (tmp_path / "plugs/wide.py").write_text(PLUGIN.format(extra=8))
+    (tmp_path / "plugs/broken.py").write_text("import no_such_module")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    quick = small(backbone="plugs.good", backbone_options=None, eval=EvalConfig(episodes=1, during=0))
+    go(tmp_path / "run", quick)
+    go(tmp_path / "run", replace(quick, training=replace(quick.training, updates=8)), resume=True)
+    assert np.isfinite(rlseq.load(tmp_path / "run").policy(1).act(np.ones((1, OBS_SIZE)))).all()
+    for name, message in (("plugs.wide", "D = 24"), ("plugs.broken", "no_such_module"), (".", "importable")):
+        with pytest.raises((ConfigError, ShapeError), match=message):
+            go(tmp_path / "bad", replace(quick, backbone=name))
+        assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "[]", '"x"', "{}", '{"experiment": null, "data": null}', '{"data": {"info": null, "stats": {}}}']
+)
+def test_a_config_of_something_else_is_one_clear_error(tmp_path: Path, text: str) -> None:
+    go(tmp_path, small(eval=EvalConfig(episodes=0, during=0)))
+    (tmp_path / "checkpoints/00000006/config.json").write_text(text)
+    with pytest.raises((RunError, ConfigError), match="must"):
+        rlseq.load(tmp_path)
+
+
 def test_a_folder_that_is_no_run_is_one_clear_error(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(RunError, match="must be a run folder"):
@@ -204,7 +337,7 @@ def test_the_best_episodes_and_fewer_observations_reach_training(tmp_path: Path)
 
 
 def test_behaviour_cloning_runs_end_to_end_and_is_played_in_one_mode(tmp_path: Path) -> None:
-    result = go(tmp_path, small(agent="behaviour_cloning", agent_options=None, window=5))
+    result = go(tmp_path, small(agent="behaviour_cloning", backbone=None, backbone_options=None, window=5))
     assert {e["mode"] for e in result["evaluations"]} == {"recurrent"}
 
 

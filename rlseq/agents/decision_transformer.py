@@ -22,8 +22,10 @@ from rlseq import backbones
 from rlseq.agents.agent import Agent, AgentConfig
 from rlseq.agents.heads import DeterministicTanh
 from rlseq.agents.tokens import Inputs, InterleavedTokens, JointTokens
-from rlseq.errors import ConfigError
+from rlseq.errors import ConfigError, UnknownNameError
 from rlseq.types import Batch, DatasetInfo, DatasetStats
+
+TOKENS = ("auto", "interleaved", "joint")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Config(AgentConfig):
     def __post_init__(self) -> None:
         """Checks the ranges."""
         super().__post_init__()
+        if self.tokens not in TOKENS:
+            raise UnknownNameError("kind of tokens", self.tokens, TOKENS)
         if self.token_dropout is not None and not 0 <= self.token_dropout < 1:
             raise ConfigError(f"decision_transformer: token_dropout must be in [0, 1), got {self.token_dropout}.")
         if not 0 <= self.forget < 1:
@@ -123,7 +127,7 @@ class DecisionTransformer(Agent):
         store: Any,
         backbone: str = "hawk",
         *,
-        window: int = 200,
+        window: int | None = None,
         backbone_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> DecisionTransformer:
@@ -132,12 +136,12 @@ class DecisionTransformer(Agent):
         Args:
             store: anything with `.info` and `.stats`, such as a `TrajectoryStore`.
             backbone: a backbone's name, or the dotted name of a plug-in.
-            window: K, environment steps of a training row.
+            window: K, environment steps of a training row; 200 for recurrent backbones, else 20, if None.
             backbone_options: fields of the backbone's Config.
             options: fields of this module's Config.
         """
-        config, backbone_config = settle(
-            Config(**options), backbones.config_class(backbone)(**(backbone_options or {})), window=window
+        config, backbone_config, window = settle(
+            Config(**options), backbones.configure(backbone, **(backbone_options or {})), window=window
         )
         return build(config, store.info, store.stats, window=window, backbone=backbone, backbone_config=backbone_config)
 
@@ -147,7 +151,7 @@ class DecisionTransformer(Agent):
         if table is not None and longest > table.num_embeddings:
             raise ConfigError(
                 f"decision_transformer: an episode must have at most {table.num_embeddings} steps, the size of the "
-                f"timestep table, got {longest}. Train with --agent.no-timestep-embedding, or on longer episodes."
+                f"timestep table, got {longest}. Train with --agent.timestep-embedding False, or on longer episodes."
             )
 
     def training_inputs(self, batch: Batch) -> Inputs:
@@ -185,21 +189,24 @@ class DecisionTransformer(Agent):
         return self.head(features[:, -1]), state
 
 
-def settle(config: Config, backbone_config: Any, *, window: int) -> tuple[Config, Any]:
-    """Both configs with every ``auto`` and None replaced by what it stands for: a checkpoint then says what was run."""
+def settle(config: Config, backbone_config: Any, *, window: int | None) -> tuple[Config, Any, int]:
+    """Both configs and K with every ``auto`` and None replaced by what it stands for: what a checkpoint keeps."""
     recurrent = backbones.is_recurrent(backbone_config)
+    if window is None:
+        window = 200 if recurrent else 20
     tokens = config.tokens if config.tokens != "auto" else ("joint" if recurrent else "interleaved")
     per_step = InterleavedTokens.per_step if tokens == "interleaved" else JointTokens.per_step
     if getattr(backbone_config, "window", 0) is None:
         backbone_config = replace(backbone_config, window=per_step * window)
+    dropout = getattr(backbone_config, "dropout", 0.0)
     config = replace(
         config,
         tokens=tokens,
         timestep_embedding=not recurrent if config.timestep_embedding is None else config.timestep_embedding,
         embedding_norm=tokens == "interleaved" if config.embedding_norm is None else config.embedding_norm,
-        token_dropout=backbone_config.dropout if config.token_dropout is None else config.token_dropout,
+        token_dropout=dropout if config.token_dropout is None else config.token_dropout,
     )
-    return config, backbone_config
+    return config, backbone_config, window
 
 
 def build(

@@ -31,6 +31,7 @@ __all__ = [
     "available",
     "build",
     "config_class",
+    "configure",
     "is_recurrent",
     "load",
     "parameter_count",
@@ -58,7 +59,12 @@ def load(name: str) -> ModuleType:
         raise ConfigError(
             f"load: a backbone plug-in must be an importable module, got {name!r}. Is its folder on PYTHONPATH?"
         )
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"load: a backbone plug-in must import, got {name!r} with {error}. Mend the plug-in."
+        ) from error
     missing = [part for part in ("Config", "build") if not callable(getattr(module, part, None))]
     if missing:
         raise ConfigError(
@@ -71,6 +77,24 @@ def load(name: str) -> ModuleType:
 def config_class(name: str) -> type[Any]:
     """The frozen dataclass of a backbone's options."""
     return load(name).Config
+
+
+def configure(name: str, **options: Any) -> Any:
+    """A backbone's Config with these options; the others have their defaults.
+
+    Raises:
+        UnknownNameError: no such backbone, or no such option.
+        ConfigError: an option outside its range, or one without a default that is not given.
+    """
+    config = config_class(name)
+    known = [field.name for field in dataclasses.fields(config)]
+    for option in options:
+        if option not in known:
+            raise UnknownNameError(f"option of backbone {name}", option, known)
+    try:
+        return config(**options)
+    except TypeError as error:
+        raise ConfigError(f"configure: every option of {name} must have a default or a value, got {error}.") from error
 
 
 def build(name: str, *, width: int, depth: int, **options: Any) -> nn.Module:
@@ -86,12 +110,7 @@ def build(name: str, *, width: int, depth: int, **options: Any) -> nn.Module:
         UnknownNameError: no such backbone, or no such option.
         ConfigError: an option outside its range.
     """
-    module = load(name)
-    known = [field.name for field in dataclasses.fields(module.Config)]
-    for option in options:
-        if option not in known:
-            raise UnknownNameError(f"option of backbone {name}", option, known)
-    return module.build(module.Config(width=width, depth=depth, **options))
+    return load(name).build(configure(name, width=width, depth=depth, **options))
 
 
 def is_recurrent(config: Any) -> bool:
@@ -100,6 +119,8 @@ def is_recurrent(config: Any) -> bool:
 
 
 def _can_be_found(name: str) -> bool:
+    if "" in name.split("."):
+        return False
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,40 @@ def check_equal_lengths(where: str, lengths: dict[str, int]) -> None:
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise DataError(f"{where}: all arrays must have the same length, got {shown}. The recording is damaged.")
+
+
+def score_range(where: str, metadata: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The pair (ref_min_score, ref_max_score) of a dataset's metadata; None where it has neither, or both are None.
+
+    Args:
+        where: the file, for the message.
+        metadata: the two under these keys, and anything else.
+    Raises:
+        DataError: one without the other, not a finite number each, or not min < max; one line naming the key.
+    """
+    keys = ("ref_min_score", "ref_max_score")
+    missing = [key for key in keys if metadata.get(key) is None]
+    if len(missing) == len(keys):
+        return None
+    if missing:
+        raise DataError(f"{where}: {keys[0]!r} and {keys[1]!r} must come together, got no {missing[0]!r}. Add it.")
+    low, high = (_finite_number(where, key, metadata[key]) for key in keys)
+    if not low < high:
+        raise DataError(f"{where}: {keys[0]!r} must be less than {keys[1]!r}, got {low} and {high}. Correct them.")
+    return low, high
+
+
+def _finite_number(where: str, key: str, value: Any) -> float:
+    array = np.asarray(value)
+    if array.ndim:
+        got = f"an array of shape {array.shape}"
+    elif array.dtype.kind not in "fiu":
+        got = f"type {type(value).__name__}"
+    elif not np.isfinite(number := float(array)):
+        got = str(number)
+    else:
+        return number
+    raise DataError(f"{where}: {key!r} must be one finite number, got {got}. Correct it, or remove both scores.")
 
 
 def bounds_from_actions(action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

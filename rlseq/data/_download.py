@@ -23,23 +23,46 @@ def download(url: str, target: Path) -> None:
 
     Raises:
         DataError: another process downloads it, the server cannot be reached or refuses, or the connection ended
-            early; the part stays, and the next call goes on from there.
+            early; a part that holds anything stays, and the next call goes on from there. Or the file cannot be
+            written.
     """
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("ab") as file:
+            _lock(file, part)
+            try:
+                if target.is_file():
+                    return
+                if not _is_at(file, part):  # removed, empty, by the process that had it open before
+                    raise DataError(_busy(part))
+                _fetch(url, target, file)
+                file.flush()
+                os.fsync(file.fileno())
+                part.replace(target)
+            finally:
+                file.flush()
+                if not os.fstat(file.fileno()).st_size and _is_at(file, part):
+                    part.unlink()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(
+            f"download: {target} must be a file that can be written, got {reason}. Name another folder in "
+            f"D4RL_DATASET_DIR, or make room."
+        ) from error
+
+
+def _lock(file: IO[bytes], part: Path) -> None:
     import fcntl
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    with part.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"download: {part} must be free, got another process at it. Wait for that one.") from error
-        if target.is_file():
-            return
-        _fetch(url, target, file)
-        file.flush()
-        os.fsync(file.fileno())
-        part.replace(target)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(_busy(part)) from error
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def _fetch(url: str, target: Path, file: IO[bytes]) -> None:
@@ -85,6 +108,10 @@ def _size_of_refused_range(error: HTTPError) -> int | None:
     """Size of the file, from the answer to a range that starts at or after its end (``Content-Range: bytes */123``)."""
     size = (error.headers.get("Content-Range") or "").rpartition("/")[2]
     return int(size) if error.code == 416 and size.isdigit() else None
+
+
+def _busy(part: Path) -> str:
+    return f"download: {part} must be free, got another process at it. Wait for that one."
 
 
 def _failed(url: str, target: Path, reason: str) -> str:

@@ -24,9 +24,7 @@ def summary(store: TrajectoryStore) -> dict[str, Any]:
         columns[name] = [
             dict(zip(figures, map(float, row), strict=True)) for row in zip(*figures.values(), strict=True)
         ]
-    normalized = None
-    if info.ref_min_score is not None and info.ref_max_score is not None:
-        normalized = (stats.return_mean - info.ref_min_score) / (info.ref_max_score - info.ref_min_score)
+    scores = info.normalized_score(store.returns)
     return {
         "id": info.id,
         "env_id": info.env_id,
@@ -50,6 +48,6 @@ def summary(store: TrajectoryStore) -> dict[str, Any]:
         "dropped_obs": list(info.dropped_obs),
         "ref_min_score": info.ref_min_score,
         "ref_max_score": info.ref_max_score,
-        "normalized_score_mean": normalized,
+        "normalized_score_mean": None if scores is None else float(scores.mean()),
         **columns,
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlseq.data._checks import bounds_from_actions, check_equal_lengths, real_array
+from rlseq.data._checks import bounds_from_actions, check_equal_lengths, real_array, score_range
 from rlseq.data._d4rl_table import TABLE
 from rlseq.data._download import download
 from rlseq.errors import DataError, UnknownNameError
@@ -63,7 +63,7 @@ def read_file(path: Path, name: str) -> tuple[DatasetInfo, Iterator[Trajectory]]
             for key in (*_REQUIRED, "timeouts"):
                 if key in file and isinstance(file[key], h5py.Dataset):
                     arrays[key] = file[key][()]
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"open_dataset: {path} must be a whole HDF5 file, got {reason}. Download it again.") from error
     return from_dict(arrays, name, metadata=metadata, where=str(path))
@@ -82,7 +82,8 @@ def from_dict(
         metadata: env, ref_min_score, ref_max_score, as in a file's ``metadata``: they come before D4RL's table.
         where: what messages call the data; `name` by default.
     Raises:
-        DataError: a missing key, a wrong rank, NaN or infinity, unequal lengths, no step; one line naming the key.
+        DataError: a missing key, a wrong rank, NaN or infinity, unequal lengths, no step, reference scores that are
+            none (see `score_range`); one line naming the key.
     """
     where = where or name
     missing = [key for key in _REQUIRED if key not in data]
@@ -95,7 +96,7 @@ def from_dict(
     check_equal_lengths(where, {key: len(column) for key, column in columns.items()})
     if not len(columns["rewards"]):
         raise DataError(f"open_dataset: {where} must hold at least one step, got none. Download or record it again.")
-    info = _info(name, metadata or {}, columns)
+    info = _info(name, where, metadata or {}, columns)
     return info, _trajectories(columns, info.max_episode_steps)
 
 
@@ -130,14 +131,12 @@ def _trajectories(columns: dict[str, np.ndarray], max_steps: int | None) -> Iter
         start = end + 1
 
 
-def _info(name: str, metadata: Mapping[str, Any], columns: dict[str, np.ndarray]) -> DatasetInfo:
+def _info(name: str, where: str, metadata: Mapping[str, Any], columns: dict[str, np.ndarray]) -> DatasetInfo:
     entry = TABLE.get(name.removeprefix("d4rl:"))
     env_id = entry.env_id if entry else None
     if "env" in metadata:
         env_id = _text(metadata["env"])
-    scores: tuple[Any, Any] = entry.scores if entry else (None, None)
-    if "ref_min_score" in metadata and "ref_max_score" in metadata:
-        scores = float(metadata["ref_min_score"]), float(metadata["ref_max_score"])
+    scores = score_range(where, metadata) or (entry.scores if entry else (None, None))
     action = columns["actions"]
     # Every environment of D4RL acts in [-1, 1]; some of its files exceed that by rounding.
     low, high = (-np.ones_like(action[0]), np.ones_like(action[0])) if entry else bounds_from_actions(action)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlseq.data._checks import check_episode, check_equal_lengths
+from rlseq.data._checks import check_episode, check_equal_lengths, score_range
 from rlseq.errors import DataError, UnknownNameError
 from rlseq.types import DatasetInfo, Trajectory
 
@@ -60,9 +60,9 @@ def read(folder: Path, name: str) -> tuple[DatasetInfo, Iterator[Trajectory]]:
     Returns:
         the facts, and an iterator that reads one episode at a time.
     Raises:
-        DataError: no or damaged metadata, spaces other than Box in an action or numbers in observations, and, while
-            iterating, a missing key, a truncated file, unequal lengths, NaN or infinity; one line with file, episode
-            and key.
+        DataError: no or damaged metadata, reference scores that are none (see `score_range`), spaces other than Box in
+            an action or numbers in observations, and, while iterating, a missing key, a truncated file, unequal
+            lengths, NaN or infinity; one line with file, episode and key.
     """
     data = folder / "data" if (folder / "data").is_dir() else folder
     if not (data / "metadata.json").is_file():
@@ -74,7 +74,7 @@ def read(folder: Path, name: str) -> tuple[DatasetInfo, Iterator[Trajectory]]:
     try:
         metadata = MinariStorage.read_raw_metadata(data)
         storage = MinariStorage.read(data)
-        info = _info(name, metadata, storage)
+        info = _info(name, data, metadata, storage)
     except DataError:
         raise
     except (ImportError, NotImplementedError, *_READ_ERRORS) as error:
@@ -95,7 +95,7 @@ def flat_observations(space: Space[Any], value: Any) -> np.ndarray:
     return array.reshape(len(array), -1)
 
 
-def _info(name: str, metadata: dict[str, Any], storage: MinariStorage) -> DatasetInfo:
+def _info(name: str, data: Path, metadata: dict[str, Any], storage: MinariStorage) -> DatasetInfo:
     from gymnasium import spaces
 
     action_space = storage.action_space
@@ -108,6 +108,7 @@ def _info(name: str, metadata: dict[str, Any], storage: MinariStorage) -> Datase
         raise DataError(f"open_dataset: the actions of {name} must be bounded, got {action_space}. Rescale them.")
     _require_vectors(name, storage.observation_space)
     spec = json.loads(metadata.get("eval_env_spec") or metadata.get("env_spec") or "{}")
+    scores = score_range(str(data / "metadata.json"), metadata) or (None, None)
     return DatasetInfo(
         id=name,
         env_id=spec.get("id"),
@@ -115,8 +116,8 @@ def _info(name: str, metadata: dict[str, Any], storage: MinariStorage) -> Datase
         action_low=action_space.low.astype(np.float32),
         action_high=action_space.high.astype(np.float32),
         max_episode_steps=spec.get("max_episode_steps"),
-        ref_min_score=metadata.get("ref_min_score"),
-        ref_max_score=metadata.get("ref_max_score"),
+        ref_min_score=scores[0],
+        ref_max_score=scores[1],
         env_kwargs=spec.get("kwargs") or {},
     )
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlseq.envs._quiet import quiet_mujoco
+from rlseq.envs._quiet import no_version_note_on_failure, quiet_mujoco
 from rlseq.errors import ConfigError, SpaceError, UnknownNameError
 from rlseq.types import DatasetInfo
 
@@ -40,7 +40,8 @@ def make(
         env_kwargs: for `gymnasium.make`.
     Raises:
         UnknownNameError: no such id.
-        ConfigError: the environment cannot be made (a missing package, a wrong argument), or num_envs < 1.
+        ConfigError: the environment cannot be made (a missing package, an old version, a wrong argument), or
+            num_envs < 1.
     """
     import gymnasium
     from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -54,12 +55,16 @@ def make(
         return _flat_env(gymnasium.make(env_id, **env_kwargs), dropped)
 
     try:
-        envs = SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+        with no_version_note_on_failure():
+            envs = SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
     except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound, gymnasium.error.VersionNotFound) as error:
         raise UnknownNameError("environment", env_id, gymnasium.registry) from error
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"make: {env_id!r} must be an environment that can be made, got {reason}.") from error
+    except (gymnasium.error.Error, ImportError, TypeError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        given = f" with {env_kwargs}" if env_kwargs else ""
+        raise ConfigError(
+            f"make: {env_id!r}{given} must be an environment that can be made, got {reason}. {_advice(env_id)}"
+        ) from error
     if seed is not None:
         envs.reset(seed=seed)
         envs.action_space.seed(seed)
@@ -74,7 +79,10 @@ def make_for(info: DatasetInfo, num_envs: int = 1, seed: int | None = None) -> V
         SpaceError: see `check_spaces`.
     """
     if info.env_id is None:
-        raise ConfigError(f"make_for: {info.id} must name an environment, got none. Name one to evaluate in.")
+        raise ConfigError(
+            f"make_for: {info.id} must name an environment, got none. Name one with --eval.env ID (rlseq train) or "
+            f"--env ID (rlseq eval), or train without evaluations: --eval.episodes 0 --eval.during 0."
+        )
     envs = make(info.env_id, num_envs, seed, dropped_obs=info.dropped_obs, **info.env_kwargs)
     check_spaces(envs, info)
     return envs
@@ -102,9 +110,22 @@ def check_spaces(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], info: 
                 differ.append(f"action {bound}: dataset {ours.tolist()}, environment {theirs.tolist()}")
     if differ:
         raise SpaceError(
-            f"check_spaces: the environment must fit {info.id}, got {'; '.join(differ)}. Evaluate in "
-            f"{info.env_id or 'the environment that it was recorded in'}."
+            f"check_spaces: the environment must fit {info.id}, got {'; '.join(differ)}. Name one with the dataset's "
+            f"spaces."
         )
+
+
+def _advice(env_id: str) -> str:
+    import gymnasium
+
+    spec = gymnasium.registry.get(env_id.rpartition(":")[2])
+    if spec is None:
+        return "Check its id."
+    family = [one for one in gymnasium.registry.values() if (one.namespace, one.name) == (spec.namespace, spec.name)]
+    newest = max(family, key=lambda one: one.version or 0)
+    if newest.id != spec.id:
+        return f"Its newest version is {newest.id}."
+    return "Check its arguments and the packages that it needs."
 
 
 def _flat_env(env: gymnasium.Env[Any, Any], dropped: tuple[int, ...]) -> gymnasium.Env[Any, Any]:

@@ -1,4 +1,4 @@
-"""Keeps MuJoCo's notes about Gymnasium's own models away from users.
+"""Keeps notes away from users that they can do nothing about.
 
 MuJoCo 3.17 and 4.0 print a deprecation note when they load them, and write MUJOCO_LOG.TXT into the working directory.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def quiet_mujoco() -> None:
@@ -18,6 +20,22 @@ def quiet_mujoco() -> None:
 
     if mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(_pass_on)
+
+
+@contextmanager
+def no_version_note_on_failure() -> Iterator[None]:
+    """Shows the block's warnings at its end; if it raises, without Gymnasium's note that the version is out of date."""
+    failed = True
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            yield
+        failed = False
+    finally:
+        for one in caught:
+            is_note = issubclass(one.category, DeprecationWarning) and "is out of date" in str(one.message)
+            if not (failed and is_note):
+                warnings.showwarning(one.message, one.category, one.filename, one.lineno)
 
 
 def _pass_on(message: str) -> None:

@@ -64,9 +64,7 @@ class Scores:
 
 def normalized_score(returns: np.ndarray, info: DatasetInfo) -> np.ndarray | None:
     """Fractions (n,) of raw returns (n,); None where the dataset has no reference scores."""
-    if info.ref_min_score is None or info.ref_max_score is None:
-        return None
-    return (returns - info.ref_min_score) / (info.ref_max_score - info.ref_min_score)
+    return info.normalized_score(returns)
 
 
 def evaluate(

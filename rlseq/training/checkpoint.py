@@ -7,6 +7,7 @@ observation mean and deviation, action bounds) and ``trainer.pt`` (optimiser, sc
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -20,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 
 from rlseq.agents import Agent
 from rlseq.errors import RunError
@@ -49,13 +50,20 @@ def save(run: Path, update: int, config: dict[str, Any], agent: Agent, trainer: 
     """
     folder = run / CHECKPOINTS
     final, temporary = folder / f"{update:08d}", folder / f".{update:08d}.part"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left_behind in folder.glob(".*.part"):
+        shutil.rmtree(left_behind)
     temporary.mkdir(parents=True)
-    arrays, scalars = _split(agent.info, agent.stats)
-    write_json(temporary / "config.json", {**config, "data": scalars})
-    save_file({k: v.contiguous() for k, v in agent.state_dict().items()}, temporary / "model.safetensors")
-    save_arrays(arrays, temporary / "stats.safetensors")
-    torch.save(trainer, temporary / "trainer.pt")
+    try:
+        arrays, scalars = _split(agent.info, agent.stats)
+        write_json(temporary / "config.json", {**config, "data": scalars})
+        save_model(agent, str(temporary / "model.safetensors"))
+        save_arrays(arrays, temporary / "stats.safetensors")
+        buffer = io.BytesIO()  # torch.save into a file says a full disk in words of its own
+        torch.save(trainer, buffer)
+        (temporary / "trainer.pt").write_bytes(buffer.getbuffer())
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
@@ -71,20 +79,40 @@ def all_of(run: Path) -> list[Path]:
 
 
 def latest(run: Path) -> Path:
-    """The newest checkpoint of a run, or the folder itself where it is a checkpoint.
+    """The newest checkpoint of a run.
 
     Raises:
         RunError: there is none.
     """
-    if (run / "model.safetensors").is_file():
-        return run
     found = all_of(run)
-    if not found:
-        raise RunError(
-            f"load: {run} must be a run folder with checkpoints, got none there. "
-            "Give the folder that `rlseq train --out` named."
-        )
-    return found[-1]
+    if found:
+        return found[-1]
+    if (run / "provenance.json").is_file():
+        raise RunError(f"load: {run} must have a checkpoint, got a run that stopped before its first. Start it again.")
+    raise RunError(f"load: {run} must be a run folder, got none. Give the folder that `rlseq train --out` named.")
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The provenance of a run's earlier starts.
+
+    Raises:
+        RunError: the file is missing or broken.
+    """
+    try:
+        return list(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"load: {path} must be a whole file, got {_line(error)}. Remove it, or start again.") from error
+
+
+def remove_run(run: Path) -> None:
+    """Removes what a run wrote, and the folder if nothing else is in it."""
+    shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+    for name in ("config.json", "provenance.json", "result.json"):
+        (run / name).unlink(missing_ok=True)
+    for events in run.glob("events.out.tfevents.*"):
+        events.unlink()
+    if not any(run.iterdir()):
+        run.rmdir()
 
 
 def read_config(checkpoint: Path) -> tuple[dict[str, Any], DatasetInfo, DatasetStats]:
@@ -100,7 +128,7 @@ def read_config(checkpoint: Path) -> tuple[dict[str, Any], DatasetInfo, DatasetS
         info, stats = (
             _join(kind, data[name], arrays) for name, kind in (("info", DatasetInfo), ("stats", DatasetStats))
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise RunError(f"load: {checkpoint} must be a whole checkpoint, got {_line(error)}. {_REMEDY}") from error
     return config, info, stats
 
@@ -111,20 +139,24 @@ def load_weights(checkpoint: Path, agent: Agent) -> None:
     Raises:
         RunError: the file is missing, cut short, or made for another network.
     """
+    path = checkpoint / "model.safetensors"
     try:
-        agent.load_state_dict(load_file(checkpoint / "model.safetensors", device=str(agent.obs_mean.device)))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise RunError(f"load: {checkpoint}/model.safetensors must be whole, got {_line(error)}. {_REMEDY}") from error
+        load_model(agent, path, device=str(agent.obs_mean.device))
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"load: {path} must be whole, got {_line(error)}. {_REMEDY}") from error
+    except RuntimeError as error:
+        told = " ".join(str(error).split())
+        raise RunError(f"load: {path} must be of the network that config.json describes, got: {told}") from error
 
 
-def load_trainer(checkpoint: Path, device: torch.device) -> dict[str, Any]:
-    """trainer.pt, read with weights_only=True: no code of the file is run.
+def load_trainer(checkpoint: Path) -> dict[str, Any]:
+    """trainer.pt on the CPU, read with weights_only=True: no code of the file is run.
 
     Raises:
         RunError: the file is missing or cut short.
     """
     try:
-        state: dict[str, Any] = torch.load(checkpoint / "trainer.pt", map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise RunError(f"load: {checkpoint}/trainer.pt must be whole, got {_line(error)}. {_REMEDY}") from error
     return state

@@ -75,6 +75,9 @@ class Trainer:
         writer: takes the scalars.
         on_checkpoint: called as on_checkpoint(trainer) every `checkpoint_every` updates and at the end.
         progress: show a progress bar.
+
+    Raises:
+        ConfigError: a state is to be carried by an agent that has none.
     """
 
     def __init__(
@@ -88,6 +91,10 @@ class Trainer:
         on_checkpoint: Callable[[Trainer], None] | None = None,
         progress: bool = True,
     ) -> None:
+        if config.carry_state and not agent.reads_past:
+            raise ConfigError(
+                "train: carry_state needs an agent that has a state, got one that has none. Leave it out."
+            )
         self.agent, self.batches, self.config, self.optim = agent, batches, config, optim
         self.device = agent.obs_mean.device
         self.optimizer, self.schedule = build_optimizer(agent, optim, config.updates)
@@ -102,7 +109,7 @@ class Trainer:
         """Trains up to `config.updates`.
 
         Raises:
-            RlseqError: the loss is not finite; nothing is checkpointed after that.
+            RlseqError: the loss or the weights are not finite; nothing is checkpointed after that.
         """
         config, steps = self.config, 0
         sums: list[dict[str, Tensor]] = []
@@ -114,12 +121,11 @@ class Trainer:
                 sums.append(metrics)
                 steps += count
                 last = self.update == config.updates
-                if self.update % config.log_every == 0 or last:
+                keep = self._on_checkpoint is not None and (self.update % config.checkpoint_every == 0 or last)
+                # Nothing is pending at a checkpoint, so that a resumed run logs and counts as an unbroken one.
+                if self.update % config.log_every == 0 or keep or last:
                     values = {name: float(torch.stack([m[name] for m in sums]).mean()) for name in metrics}
-                    if not all(map(math.isfinite, values.values())):
-                        raise RlseqError(
-                            f"train: the loss must stay finite, got {values} at update {self.update}. Lower --optim.lr."
-                        )
+                    self._check_finite(values)
                     now = time.perf_counter()
                     self.train_seconds, self.env_steps = self.train_seconds + now - mark, self.env_steps + steps
                     speed = steps / (now - mark)
@@ -129,10 +135,19 @@ class Trainer:
                         values["train/env_steps_per_s"] = speed
                         self._writer.scalars(values, self.update)
                     sums, steps, mark = [], 0, now
-                if self._on_checkpoint is not None and (self.update % config.checkpoint_every == 0 or last):
-                    paused = time.perf_counter()
+                if keep:
+                    assert self._on_checkpoint is not None
                     self._on_checkpoint(self)
-                    mark += time.perf_counter() - paused
+                    mark = time.perf_counter()
+
+    def _check_finite(self, values: dict[str, float]) -> None:
+        """The weights are looked at too: an update with a finite loss and gradient can still make them infinite."""
+        finite = all(map(math.isfinite, values.values()))
+        if not finite or not all(bool(torch.isfinite(p).all()) for p in self.agent.parameters()):
+            told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            raise RlseqError(
+                f"train: loss and weights must stay finite, got {told} at update {self.update}. Lower --optim.lr."
+            )
 
     def step(self) -> tuple[dict[str, Tensor], int]:
         """One optimiser update; returns the figures to log and the environment steps that went in."""
@@ -140,7 +155,9 @@ class Trainer:
         steps = 0
         self.optimizer.zero_grad(set_to_none=True)
         for _ in range(self.optim.accumulate):
-            batch = next(self.batches).to(self.device)
+            batch = next(self.batches)
+            steps += int(batch.mask.sum())
+            batch = batch.to(self.device)
             loss = self.agent.loss(batch, self._carried)
             (loss.value / self.optim.accumulate).backward()
             if self.config.carry_state:
@@ -148,7 +165,6 @@ class Trainer:
             for name, value in loss.metrics.items():
                 part = value / self.optim.accumulate
                 accumulated[f"train/{name}"] = accumulated.get(f"train/{name}", torch.zeros_like(part)) + part
-            steps += batch.mask.numel()
         accumulated["train/grad_norm"] = nn.utils.clip_grad_norm_(self.agent.parameters(), self.optim.clip)
         self.optimizer.step()
         self.schedule.step()
@@ -184,10 +200,19 @@ class Trainer:
         self.agent.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        # The saved rate belongs to the saved length of the training; a longer one has another rate at this update.
+        rates = [
+            b * f(self.schedule.last_epoch)
+            for b, f in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.schedule._last_lr = rates
         self.batches.load_state_dict(state["batches"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         if state["carried"] is not None:
-            self._carried = tree_unflatten(state["carried"], tree_structure(self.agent.init_state(1)))
+            leaves = [leaf.to(self.device) for leaf in state["carried"]]
+            self._carried = tree_unflatten(leaves, tree_structure(self.agent.init_state(1)))
         self.update, self.train_seconds, self.env_steps = state["update"], state["train_seconds"], state["env_steps"]
         restore_rng(state["rng"])

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from rlseq.errors import ConfigError
+from rlseq.errors import ConfigError, UnknownNameError
+
+SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class OptimConfig:
                 raise ConfigError(f"optim: {name} must be a positive number, got {value}.")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ConfigError(f"optim: weight_decay must be at least 0, got {self.weight_decay}.")
+        if self.schedule not in SCHEDULES:
+            raise UnknownNameError("schedule", self.schedule, SCHEDULES)
         if self.warmup < 0 or self.accumulate < 1:
             raise ConfigError(f"optim: warmup must be >= 0 and accumulate >= 1, got {self.warmup}, {self.accumulate}.")
 

@@ -192,6 +192,37 @@ def test_a_bad_array_is_named_with_its_file(d4rl_arrays, write_d4rl, key, value,
     _expect(path, str(path), *words)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (5.0, 5.0, ("'ref_min_score' must be less than 'ref_max_score'", "5.0 and 5.0")),
+        (5.0, 4.0, ("must be less",)),
+        (np.nan, 4.0, ("'ref_min_score' must be one finite number", "nan")),
+        (1, -np.inf, ("'ref_max_score'", "-inf")),
+        (np.zeros(3), 4.0, ("'ref_min_score'", "shape (3,)")),
+        (0.0, "4", ("'ref_max_score'", "bytes")),
+        (0.0, h5py.Empty("f"), ("'ref_max_score'", "Empty")),
+        (None, 4.0, ("together", "no 'ref_min_score'")),
+        (0.0, None, ("together", "no 'ref_max_score'")),
+    ],
+)
+def test_scores_that_cannot_normalize_are_named_with_their_file(d4rl_arrays, write_d4rl, low, high, words):
+    scores = {"metadata/ref_min_score": low, "metadata/ref_max_score": high}
+    path = write_d4rl(d4rl_arrays | {key: value for key, value in scores.items() if value is not None})
+    _expect(path, str(path), *words)
+
+
+def test_a_group_in_place_of_a_score_is_one_line(d4rl_arrays, write_d4rl):
+    path = write_d4rl(d4rl_arrays | {"metadata/ref_min_score/deep": 0.0})
+    _expect(path, str(path))
+
+
+def test_integer_scores_are_taken(d4rl_arrays, write_d4rl):
+    info = open_dataset(write_d4rl(d4rl_arrays | {"metadata/ref_min_score": 0, "metadata/ref_max_score": 4})).info
+    assert (info.ref_min_score, info.ref_max_score) == (0.0, 4.0)
+    assert info.normalized_score(np.array([0.0, 1.0, 8.0])).tolist() == [0.0, 0.25, 2.0]
+
+
 def test_no_step_at_all_is_refused(d4rl_arrays, write_d4rl):
     _expect(write_d4rl({key: value[:0] for key, value in d4rl_arrays.items()}), "at least one step")
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from rlseq.data import _d4rl_table, open_dataset
+from rlseq.data import _d4rl_table, _download, open_dataset
 from rlseq.data._download import download
 from rlseq.errors import DataError
 
@@ -110,6 +110,7 @@ def test_a_refusal_is_one_line_with_the_address_and_where_to_put_the_file(server
     server.status = 404
     with pytest.raises(DataError) as caught:
         download(server.url, tmp_path / "set.hdf5")
+    assert not list(tmp_path.iterdir()), "nothing came, so nothing is left"
     message = str(caught.value)
     assert server.url in message
     assert str(tmp_path / "set.hdf5") in message
@@ -122,6 +123,51 @@ def test_no_server_is_one_line(tmp_path):
         url = gone.url
     with pytest.raises(DataError, match="must arrive whole, got"):
         download(url, tmp_path / "set.hdf5")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_of_which_nothing_is_left_is_removed(server, tmp_path):
+    (tmp_path / "set.hdf5.part").write_bytes(b"x" * 1000)
+    server.ranges, server.cut = False, 0
+    with pytest.raises(DataError, match="0 of 300000 bytes"):
+        download(server.url, tmp_path / "set.hdf5")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_that_holds_anything_outlives_a_refusal(server, tmp_path):
+    (tmp_path / "set.hdf5.part").write_bytes(CONTENT[:1000])
+    server.status = 503
+    with pytest.raises(DataError, match="status 503"):
+        download(server.url, tmp_path / "set.hdf5")
+    assert (tmp_path / "set.hdf5.part").read_bytes() == CONTENT[:1000]
+
+
+def test_a_file_that_another_process_finished_leaves_no_part(server, tmp_path):
+    (tmp_path / "set.hdf5").write_bytes(CONTENT)
+    download(server.url, tmp_path / "set.hdf5")
+    assert [path.name for path in tmp_path.iterdir()] == ["set.hdf5"]
+    assert server.asked == []
+
+
+def test_a_part_that_was_removed_before_the_lock_is_not_written_to(server, tmp_path, monkeypatch):
+    lock = _download._lock
+
+    def after_another_process_gave_up(file, part):
+        part.unlink()
+        lock(file, part)
+
+    monkeypatch.setattr(_download, "_lock", after_another_process_gave_up)
+    with pytest.raises(DataError, match="another process"):
+        download(server.url, tmp_path / "set.hdf5")
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("folder", ["/proc/x", "/dev/null", "/dev/null/x"])
+def test_a_cache_that_cannot_be_made_is_one_line(folder, monkeypatch):
+    monkeypatch.setenv("D4RL_DATASET_DIR", folder)
+    with pytest.raises(DataError, match=rf"{folder}/hopper_medium-v2.hdf5 must be .*D4RL_DATASET_DIR") as caught:
+        open_dataset("d4rl:hopper-medium-v2")
+    assert "\n" not in str(caught.value)
 
 
 def test_two_processes_do_not_write_into_one_part(server, tmp_path):

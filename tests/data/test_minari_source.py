@@ -229,6 +229,30 @@ def test_metadata_without_a_key_is_one_line(tiny, key):
     _expect(str(tiny.parent), "must be readable")
 
 
+@pytest.mark.parametrize(
+    ("scores", "words"),
+    [
+        ({"ref_min_score": 5, "ref_max_score": 5.0}, ("'ref_min_score' must be less than 'ref_max_score'",)),
+        ({"ref_min_score": float("nan"), "ref_max_score": 5.0}, ("'ref_min_score' must be one finite number", "nan")),
+        ({"ref_min_score": 0.0, "ref_max_score": [1.0, 2.0]}, ("'ref_max_score'", "shape (2,)")),
+        ({"ref_min_score": 0.0, "ref_max_score": "5"}, ("'ref_max_score'", "type str")),
+        ({"ref_min_score": False, "ref_max_score": 5.0}, ("'ref_min_score'", "type bool")),
+        ({"ref_min_score": 0.0, "ref_max_score": 10**400}, ("'ref_max_score'", "type int")),
+        ({"ref_min_score": 0.0}, ("together", "no 'ref_max_score'")),
+        ({"ref_min_score": None, "ref_max_score": 5.0}, ("together", "no 'ref_min_score'")),
+    ],
+)
+def test_scores_that_cannot_normalize_are_named_with_their_file(tiny, scores, words):
+    _edit(tiny, **scores)
+    _expect(str(tiny.parent / "metadata.json"), *words)
+
+
+def test_scores_of_null_are_none(tiny):
+    _edit(tiny, ref_min_score=None, ref_max_score=None)
+    info = open_dataset("minari:test/tiny-v0").info
+    assert (info.ref_min_score, info.ref_max_score) == (None, None)
+
+
 def test_a_set_of_no_episodes_is_refused(tiny):
     _edit(tiny, total_episodes=0)
     _expect("at least one episode")

@@ -119,6 +119,7 @@ def test_what_does_not_fit_is_named_in_one_line(changes, words):
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+    assert "HalfCheetah-v5" not in message, "no advice to evaluate in what does not fit"
 
 
 def test_an_environment_of_discrete_actions_does_not_fit():
@@ -139,13 +140,46 @@ def test_an_unknown_environment_gets_the_nearest_name(env_id):
         lambda: envs.make("HalfCheetah-v5", wings=2),
         lambda: envs.make("HalfCheetah-v5", 0),
         lambda: envs.make("HalfCheetah-v5", dropped_obs=[17]),
-        lambda: envs.make_for(_info(env_id=None)),
+        lambda: envs.make("HalfCheetah-v5", xml_file="nofile.xml"),
+        lambda: envs.make("HalfCheetah-v5", xml_file=__file__),
+        lambda: envs.make_for(_info(env_kwargs={"xml_file": "nofile.xml"})),
     ],
 )
 def test_an_environment_that_cannot_be_made_is_one_line(call):
     with pytest.raises(ConfigError) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_a_dataset_without_an_environment_says_which_options_name_one():
+    with pytest.raises(ConfigError, match=r"--eval\.env ID .*--env ID .*--eval\.episodes 0 --eval\.during 0"):
+        envs.make_for(_info(env_id=None))
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ConfigError, match=r"{'xml_file': 'nofile.xml'} must .*does not exist\. Check its arguments"):
+        envs.make("HalfCheetah-v5", xml_file="nofile.xml")
+
+
+def test_an_old_version_that_cannot_be_made_is_one_line_and_no_warning():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(
+            ConfigError, match=r"'HalfCheetah-v2' must .*Its newest version is HalfCheetah-v5\."
+        ) as error:
+            envs.make("HalfCheetah-v2")
+    assert not caught
+    assert "\n" not in str(error.value)
+
+
+def test_an_old_version_that_can_be_made_is_told():
+    with pytest.warns(DeprecationWarning, match="CartPole-v0 is out of date"):
+        envs.make("CartPole-v0").close()
+
+
+def test_other_warnings_of_an_environment_that_fails_are_told():
+    with pytest.warns(UserWarning, match="render_mode='x'"), pytest.raises(ConfigError):
+        envs.make("HalfCheetah-v5", render_mode="x", xml_file="nofile.xml")
 
 
 _CODE = """

@@ -167,14 +167,51 @@ def test_every_logged_scalar_is_documented() -> None:
         assert f"`{name}`" in text, name
 
 
-def test_the_average_of_the_weights_is_the_result() -> None:
-    trainer = make_trainer(ema=0.5, updates=1)
-    start = weights(trainer.agent)
-    for _ in range(3):
+def test_the_result_is_the_exponential_average_of_the_weights() -> None:
+    trainer = make_trainer("cloning", ema=0.5, updates=4)
+    expected: dict[str, torch.Tensor] = {}
+    for _ in range(4):
         trainer.step()
+        now = weights(trainer.agent)
+        expected = {k: 0.5 * expected[k] + 0.5 * v if expected else v for k, v in now.items()}
     assert trainer.result is not trainer.agent
-    moved = [k for k in start if not torch.equal(weights(trainer.result)[k], weights(trainer.agent)[k])]
-    assert moved
+    for name, value in weights(trainer.result).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=LOSS)
+    assert any(not torch.equal(v, weights(trainer.agent)[k]) for k, v in weights(trainer.result).items())
+
+
+def test_weights_that_are_not_finite_are_never_checkpointed() -> None:
+    saved: list[int] = []
+    trainer = make_trainer(
+        "cloning", lr=1e30, warmup=0, log_every=100, checkpoint_every=1, on_checkpoint=lambda t: saved.append(t.update)
+    )
+    with pytest.raises(RlseqError, match="loss and weights must stay finite"):
+        trainer.fit()
+    assert len(saved) <= 1
+
+
+def test_steps_of_padding_are_not_counted() -> None:
+    trainer = make_trainer("cloning")
+    sampler = make_sampler(toy_store(), SamplerConfig("window", 20, 4), 0)
+    assert trainer.step()[1] == int(next(sampler).mask.sum()) < 80
+
+
+def test_a_longer_training_goes_on_at_its_own_learning_rate() -> None:
+    short = make_trainer("cloning", updates=8, lr=1e-2)
+    short.fit()
+    longer = make_trainer("cloning", updates=16, lr=1e-2)
+    longer.load_state_dict(through_a_file(short.state_dict()))
+    whole = make_trainer("cloning", updates=16, lr=1e-2)
+    for _ in range(8):
+        whole.step()
+    rates = [t.optimizer.param_groups[0]["lr"] for t in (longer, whole)]
+    assert rates[0] == pytest.approx(rates[1])
+    assert rates[0] > 1e-3
+
+
+def test_a_carried_state_needs_an_agent_that_has_one() -> None:
+    with pytest.raises(ConfigError, match="carry_state needs an agent that has a state"):
+        make_trainer("cloning", carry_state=True)
 
 
 def test_checkpoints_come_at_their_multiples_and_at_the_end() -> None:
@@ -187,7 +224,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_before_a_checkpoint() -> N
     saved: list[int] = []
     trainer = make_trainer("cloning", log_every=1, checkpoint_every=1, on_checkpoint=lambda t: saved.append(t.update))
     trainer.agent.head.linear.bias.data.fill_(float("nan"))  # type: ignore[union-attr, operator]
-    with pytest.raises(RlseqError, match="loss must stay finite"):
+    with pytest.raises(RlseqError, match="loss and weights must stay finite"):
         trainer.fit()
     assert saved == []
 
@@ -207,6 +244,7 @@ def test_training_learns_the_data_by_heart() -> None:
         (lambda: OptimConfig(clip=0.0), "clip must be a positive number"),
         (lambda: OptimConfig(weight_decay=-1.0), "weight_decay must be at least 0"),
         (lambda: OptimConfig(accumulate=0), "accumulate >= 1"),
+        (lambda: OptimConfig(schedule="cosin"), "Did you mean 'cosine'"),
     ],
 )
 def test_bad_options_are_refused(build: Any, message: str) -> None:
