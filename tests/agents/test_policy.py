@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from rlseq.agents.agent import Agent
 from rlseq.agents.policy import Policy
 from rlseq.agents.tokens import Inputs
-from rlseq.data import SamplerConfig, TrajectoryStore, make_sampler
+from rlseq.data import SamplerConfig, TrajectoryStore, make_sampler, open_dataset
 from rlseq.errors import ConfigError, ShapeError
 from rlseq.types import Batch
 from tests.tolerances import POLICY_REPLAY
@@ -46,20 +46,15 @@ def replay(policy: Policy, store: TrajectoryStore, index: int) -> tuple[list[Inp
     return seen, np.concatenate(actions)
 
 
-@pytest.mark.parametrize("kind", AGENTS)
-@pytest.mark.parametrize("mode", ["recurrent", "window"])
-def test_replaying_an_episode_gives_the_inputs_of_training_exactly_and_its_actions(kind: str, mode: str) -> None:
-    store = toy_store()
-    agent = toy_agent(kind, store)
-    index = int(np.argmax(store.lengths))
+def check_replay(agent: Agent, store: TrajectoryStore, index: int, mode: str) -> None:
+    """The acting path sees the inputs of the training path to the bit, step by step, and gives its actions."""
     batch = whole_episode(store, index)
     trained = agent.window_inputs(batch)
     with torch.inference_mode():
         expected = agent.to_bounds(agent(trained)[0])[0].numpy()
     policy = agent.policy(1, target_return=float(store.returns[index]), mode=mode)
     seen, actions = replay(policy, store, index)
-    length = len(actions)
-    assert length == batch.obs.shape[1]
+    assert len(actions) == batch.obs.shape[1]
     for t, inputs in enumerate(seen):
         for name in ("obs", "return_to_go_scaled", "previous_action", "previous_reward_scaled", "timestep", "reset"):
             fed = getattr(inputs, name)[:, -1]
@@ -67,6 +62,19 @@ def test_replaying_an_episode_gives_the_inputs_of_training_exactly_and_its_actio
         if mode == "window":
             assert torch.equal(inputs.action[:, :-1], trained.action[:, :t])
     np.testing.assert_allclose(actions, expected, atol=POLICY_REPLAY)
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+@pytest.mark.parametrize("mode", ["recurrent", "window"])
+def test_replaying_an_episode_gives_the_inputs_of_training_exactly_and_its_actions(kind: str, mode: str) -> None:
+    store = toy_store()
+    check_replay(toy_agent(kind, store), store, int(np.argmax(store.lengths)), mode)
+
+
+@pytest.mark.parametrize("kind", ["hawk-joint-previous", "hawk-interleaved", "transformer-interleaved"])
+def test_replaying_a_real_episode_of_a_thousand_steps_does_so_too(kind: str) -> None:
+    store = open_dataset("bundled:halfcheetah-medium-replay")
+    check_replay(toy_agent(kind, store), store, 40, "recurrent")
 
 
 @pytest.mark.parametrize("kind", AGENTS)
