@@ -62,7 +62,7 @@ def test_plug_in_must_have_config_and_build(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"must define Config and build, got 'plugs.empty' without Config and build"):
         backbones.load("plugs.empty")
-    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+    with pytest.raises(ConfigError, match="no_such_library"):
         backbones.load("plugs.needy")
 
 
