@@ -55,9 +55,9 @@ def _table() -> dict[str, Experiment]:
     published = {f"decision-transformer-{name}": _published(value) for name, value in targets.items()}
     published["decision-transformer-antmaze"] = _published((1.0, 0.5), scale=1.0)
     return {
-        # Short time constants: with the paper's long ones a policy that stumbled on HalfCheetah medium-replay more often
-        # went on failing. Chosen by single runs of 1,500 updates (recurrent, target 4200): score 33; with the paper's 26
-        # (return-to-go not clipped) and 19 (clipped, random forgetting).
+        # Short time constants: with the paper's long ones a policy that stumbled on HalfCheetah medium-replay more
+        # often went on failing. Chosen by single runs of 1,500 updates (recurrent, target 4200): score 33; with the
+        # paper's 26 (return-to-go not clipped) and 19 (clipped, random forgetting).
         "default": Experiment(backbone_options=hawk.Config(decay_init="released")),
         "transformer": _short(_published(())),
         "behaviour-cloning": Experiment(
