@@ -1,4 +1,4 @@
-"""Fixtures for the real datasets that lie beside the project; tests that need them skip where they are absent."""
+"""Triton's interpreter where there is no GPU; fixtures for the real datasets beside the project, skipped if absent."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Triton reads it when it is imported: without a GPU its kernels run in the interpreter, on CPU tensors.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 _BESIDE = Path(__file__).resolve().parent.parent.parent / "shared/data"
 

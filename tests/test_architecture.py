@@ -44,11 +44,13 @@ ARROWS: dict[str, set[str]] = {
 
 # library, or module of rlseq -> the modules that may import it
 NUMBA_CODE = r"rlseq\.kernels\.(\w+\.cpu|_numba)"
+TRITON_CODE = r"rlseq\.kernels\.(\w+\.gpu|_triton)"
 OWNERS: dict[str, str] = {
     "numba": NUMBA_CODE,
     "llvmlite": NUMBA_CODE,
     "rlseq.kernels._numba": NUMBA_CODE,
-    "triton": r"rlseq\.kernels\.\w+\.gpu",
+    "triton": TRITON_CODE,
+    "rlseq.kernels._triton": TRITON_CODE,
     "minari": r"rlseq\.data\.\w+",
     "h5py": r"rlseq\.data\.\w+",
     "mujoco": r"rlseq\.envs(\.\w+)?",
@@ -188,6 +190,7 @@ def test_the_arrows_themselves_have_no_cycle():
         ("rlseq.kernels._dispatch", "import numba", "numba"),
         ("rlseq.kernels.linear_scan.reference", "import triton.language as tl", "triton"),
         ("rlseq.kernels.linear_scan", "from rlseq.kernels._numba import compiled", "rlseq.kernels._numba"),
+        ("rlseq.kernels.linear_scan.cpu", "from rlseq.kernels import _triton", "rlseq.kernels._triton"),
         ("rlseq.agents.heads", "import minari", "minari"),
         ("rlseq.run", "from torch.utils.tensorboard import SummaryWriter", "torch.utils.tensorboard"),
         ("rlseq.helpers", "", "no layer"),

@@ -29,6 +29,14 @@ def all_float(*tensors: Tensor | None) -> bool:
     return all(tensor is None or tensor.dtype in FLOATS for tensor in tensors)
 
 
+def ready(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    """The tensors in a dtype and contiguous, as the kernels read them."""
+    return [
+        tensor if tensor.dtype is dtype and tensor.is_contiguous() else tensor.to(dtype).contiguous()
+        for tensor in tensors
+    ]
+
+
 def fits_reset(reset: Tensor | None, like: Tensor) -> bool:
     """Whether reset is None, or (B, L) bool for a (B, L, ...) tensor."""
     return reset is None or (reset.shape == like.shape[:2] and reset.dtype is torch.bool)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+Like = int | Callable[..., Tensor]
 _library = torch.library.Library("rlseq", "FRAGMENT")
 
 
@@ -21,11 +22,12 @@ def differentiable_node(
     forward: tuple[str, Callable[..., tuple[Tensor, ...]]],
     backward: tuple[str, Callable[..., tuple[Tensor, ...]]],
     *,
-    forward_like: Sequence[int],
-    backward_like: Sequence[int],
+    forward_like: Sequence[Like],
+    backward_like: Sequence[Like],
     kept: Sequence[int],
     gradient_of: Sequence[int],
     constants: int = 0,
+    private: int = 0,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Register ``rlseq::name`` and ``rlseq::name_backward`` and tie them together for autograd.
 
@@ -34,11 +36,13 @@ def differentiable_node(
         device: dispatch key that the two functions implement, such as "CPU".
         forward: schema and function (*inputs, *constants) -> outputs; it gets contiguous tensors, returns fresh ones.
         backward: schema and function (*gradients of outputs, *kept, *constants) -> gradients.
-        forward_like: for each output, the index of the argument whose shape and dtype it has.
+        forward_like: for each output, the index of the argument whose shape and dtype it has, or a function
+            (*inputs, *constants) -> empty output.
         backward_like: the same for the backward function.
         kept: what backward needs, as indices into (*inputs, *constants, *outputs).
         gradient_of: for each gradient that backward returns, the index of its input.
         constants: how many trailing arguments are numbers.
+        private: how many trailing outputs are for backward only; callers do not get them.
 
     Returns:
         The function for callers; its tensors must be contiguous.
@@ -54,7 +58,7 @@ def differentiable_node(
             ctx.save_for_backward(*[everything[i] for i in kept])
             ctx.constants = inputs[len(inputs) - constants :]
             ctx.count = len(inputs)
-            return outputs
+            return outputs[: len(outputs) - private]
 
         @staticmethod
         @once_differentiable
@@ -66,17 +70,30 @@ def differentiable_node(
                 out[i] = result
             return tuple(out)
 
-    function: Callable[..., tuple[Tensor, ...]] = Node.apply
+    def function(*inputs: Any) -> tuple[Tensor, ...]:
+        # an autograd.Function that records nothing still costs as much as a small kernel
+        if torch.is_grad_enabled():
+            for one in inputs:
+                if isinstance(one, Tensor) and one.requires_grad:
+                    return Node.apply(*inputs)
+        outputs = forward_op(*inputs)
+        return outputs[: len(outputs) - private]
+
     return function
 
 
 def _register(
-    name: str, device: str, implementation: tuple[str, Callable[..., tuple[Tensor, ...]]], like: Sequence[int]
+    name: str, device: str, implementation: tuple[str, Callable[..., tuple[Tensor, ...]]], like: Sequence[Like]
 ) -> Callable[..., tuple[Tensor, ...]]:
     schema, function = implementation
 
     def fake(*arguments: Any) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(arguments[i], memory_format=torch.contiguous_format) for i in like)
+        return tuple(
+            torch.empty_like(arguments[each], memory_format=torch.contiguous_format)
+            if isinstance(each, int)
+            else each(*arguments)
+            for each in like
+        )
 
     _library.define(f"{name}{schema}")
     _library.impl(name, function, device)

@@ -44,20 +44,29 @@ def thread_count() -> int:
     return int(setting)
 
 
-def over_rows(kernel: Callable[..., None], arguments: Sequence[Any], shape: Sequence[int]) -> None:
+def rule_torch() -> None:
+    """Give torch the threads of RLSEQ_NUM_THREADS where it is set: one setting for both, on cores that both share."""
+    if "RLSEQ_NUM_THREADS" in os.environ:
+        torch.set_num_threads(thread_count())
+
+
+def over_rows(
+    kernel: Callable[..., None], arguments: Sequence[Any], shape: Sequence[int], unit: int = 1
+) -> None:
     """Call kernel(*arguments, L, D, tile, begin, end) over all B rows x tiles of at most ``tile`` channels.
 
     Args:
         kernel: works on the items begin..end, where item i is row i // tiles, tile i % tiles; releases the GIL.
         arguments: its arrays.
         shape: (B, L, D).
+        unit: channels that stay in one tile; D is a multiple of it.
     """
     rows, length, width = shape
     # asked for small inputs too, so that a wrong setting is always an error
     threads = thread_count()
     if rows * length * width < _SMALL:
         threads = 1
-    tile = _tile(rows, width, threads)
+    tile = -(-_tile(rows, width, threads) // unit) * unit
     items = rows * -(-width // tile)
     threads = min(threads, items)
     if threads <= 1:

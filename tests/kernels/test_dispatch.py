@@ -14,7 +14,7 @@ from tests.kernels.cases import SCANS, arguments, implementation, public, worst
 
 
 def test_every_op_folder_is_found_with_its_implementations_best_first() -> None:
-    assert set(SCANS) | {"local_attention"} <= set(_dispatch.ops())
+    assert set(SCANS) | {"local_attention", "chunk_attention"} <= set(_dispatch.ops())
     for op in _dispatch.ops():
         names = _dispatch.implementations(op)
         assert names[-1] == "reference"
@@ -104,7 +104,9 @@ def test_attention_arguments_that_do_not_fit_show_every_shape() -> None:
         lambda: local_attention(q, k, k[:, :4], 3),
         lambda: local_attention(q, k, k.double(), 3),
         lambda: local_attention(q, k, k, 3, reset=torch.zeros(2, 4, dtype=torch.bool)),
-        lambda: local_attention(q, k, k, 4, state),
+        lambda: local_attention(q, k, k, 4, state=state),
+        lambda: local_attention(q, k, k, 3, bias=torch.zeros(4)),
+        lambda: local_attention(q, k, k, 3, bias=torch.zeros(3, dtype=torch.int64)),
     ):
         with pytest.raises(ShapeError, match=r"got q \(2, 5, 4, 8\) float32"):
             bad()

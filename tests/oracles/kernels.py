@@ -54,23 +54,5 @@ def causal_conv(x: Array, weight: Array, bias: Array, state: Array, reset: Array
     return y, last
 
 
-def local_attention(q: Array, k: Array, v: Array, window: int, reset: Array) -> Array:
-    """Causal softmax attention over the last ``window`` tokens of the episode."""
-    batch, length, heads, size = q.shape
-    group = heads // k.shape[2]
-    o = np.empty((batch, length, heads, v.shape[3]))
-    for row in range(batch):
-        begin = 0
-        for t in range(length):
-            begin = t if reset[row, t] else begin
-            first = max(begin, t - window + 1)
-            for head in range(heads):
-                keys = k[row, first : t + 1, head // group]
-                scores = keys @ q[row, t, head] / np.sqrt(size)
-                weights = np.exp(scores - scores.max())
-                o[row, t, head] = weights / weights.sum() @ v[row, first : t + 1, head // group]
-    return o
-
-
 def _sigmoid(x: Array) -> Array:
     return np.exp(-np.logaddexp(0.0, -x))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlseq.kernels._arguments import compute_dtype
+from rlseq.kernels._arguments import compute_dtype, ready
 from rlseq.kernels._node import differentiable_node
 from rlseq.kernels._numba import flat, jit, no_tensor
 from rlseq.kernels._threads import over_rows
@@ -24,8 +24,7 @@ def causal_conv(
     dtype = compute_dtype(x)
     flags = None if reset is None else reset.contiguous()
     past = x.new_zeros(x.shape[0], weight.shape[0] - 1, x.shape[2]) if state is None else state
-    tokens = [tensor.to(dtype).contiguous() for tensor in (x, weight, bias, past)]
-    y, last = _node(*tokens, flags)
+    y, last = _node(*ready(dtype, x, weight, bias, past), flags)
     return y.to(x.dtype), last.to(past.dtype)
 
 

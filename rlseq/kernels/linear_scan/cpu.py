@@ -1,13 +1,17 @@
-"""``linear_scan`` in Numba: time outside, channels inside, the state in float64."""
+"""``linear_scan`` in Numba: time outside, channels inside; a state is the sum of two numbers of the input's precision.
+
+The second is the error of the first, carried along, which is as exact as a float64 state and vectorises twice as wide.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rlseq.kernels._arguments import compute_dtype, initial_state
+from rlseq.kernels._arguments import compute_dtype, initial_state, ready
 from rlseq.kernels._node import differentiable_node
-from rlseq.kernels._numba import flat, jit, no_tensor
+from rlseq.kernels._numba import flat, fma, jit, join, no_tensor, split
 from rlseq.kernels._threads import over_rows
 
 
@@ -20,54 +24,65 @@ def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None, reset: Tensor | None) -
     """As ``rlseq.kernels.linear_scan``, arguments already checked."""
     dtype = compute_dtype(b)
     flags = None if reset is None else reset.contiguous()
-    h, h_last = _node(a.to(dtype).contiguous(), b.to(dtype).contiguous(), initial_state(h0, b).contiguous(), flags)
+    h, h_last = _node(*ready(dtype, a, b), *ready(torch.float64, initial_state(h0, b)), flags)
     return h.to(b.dtype), h_last
 
 
 @jit
 def _forward_kernel(a, b, h0, reset, h, h_last, length, width, tile, begin, end):
     tiles = (width + tile - 1) // tile
+    high, low = np.empty(tile, b.dtype), np.empty(tile, b.dtype)
     for item in range(begin, end):
-        row, low = item // tiles, (item % tiles) * tile
-        n = min(tile, width - low)
-        start = row * width + low
-        carry = h_last[start : start + n]
-        carry[:] = h0[start : start + n]
+        row, first = item // tiles, (item % tiles) * tile
+        start, n = row * width + first, min(tile, width - first)
+        split(h0[start : start + n], high, low)
         for t in range(length):
+            # unsigned: Numba would look for negative indices, and the loop would not vectorise
+            at = np.uint64((row * length + t) * width + first)
             if reset.size > 0 and reset[row * length + t]:
-                carry[:] = 0.0
-            at = (row * length + t) * width + low
-            a_t, b_t, h_t = a[at : at + n], b[at : at + n], h[at : at + n]
-            for d in range(n):
-                carry[d] = a_t[d] * carry[d] + b_t[d]
-                h_t[d] = carry[d]
+                high[:], low[:] = 0.0, 0.0
+            for d in range(np.uint64(n)):
+                i = at + d
+                total = fma(a[i], high[d], b[i])
+                # what the rounding of total dropped
+                low[d] = fma(a[i], low[d], fma(a[i], high[d], -total) + b[i])
+                high[d] = total
+                h[i] = total + low[d]
+        join(high, low, h_last[start : start + n])
+
+
+@jit
+def _token_backward(dh, a, past, da, db, high, low):
+    for d in range(a.size):
+        total = high[d] + dh[d]
+        rest = low[d] + ((high[d] - total) + dh[d])
+        g = total + rest
+        db[d] = g
+        da[d] = g * past[d]
+        high[d] = a[d] * total
+        low[d] = fma(a[d], rest, fma(a[d], total, -high[d]))
 
 
 @jit
 def _backward_kernel(dh, dh_last, a, h, h0, reset, da, db, dh0, length, width, tile, begin, end):
     tiles = (width + tile - 1) // tile
+    high, low = np.empty(tile, a.dtype), np.empty(tile, a.dtype)
     for item in range(begin, end):
-        row, low = item // tiles, (item % tiles) * tile
-        n = min(tile, width - low)
-        start = row * width + low
-        carry = dh0[start : start + n]
-        carry[:] = dh_last[start : start + n]
+        row, first = item // tiles, (item % tiles) * tile
+        start, n = row * width + first, min(tile, width - first)
+        split(dh_last[start : start + n], high, low)
         for t in range(length - 1, -1, -1):
-            at = (row * length + t) * width + low
-            dh_t, da_t, db_t = dh[at : at + n], da[at : at + n], db[at : at + n]
+            at = (row * length + t) * width + first
+            dh_t, a_t, da_t, db_t = dh[at : at + n], a[at : at + n], da[at : at + n], db[at : at + n]
             if reset.size > 0 and reset[row * length + t]:
                 for d in range(n):
-                    db_t[d] = carry[d] + dh_t[d]
-                    da_t[d] = 0.0
-                    carry[d] = 0.0
+                    db_t[d] = (high[d] + dh_t[d]) + low[d]
+                da_t[:], high[:], low[:] = 0.0, 0.0, 0.0
+            elif t > 0:
+                _token_backward(dh_t, a_t, h[at - width : at - width + n], da_t, db_t, high, low)
             else:
-                a_t = a[at : at + n]
-                past = h0[start : start + n] if t == 0 else h[at - width : at - width + n]
-                for d in range(n):
-                    g = carry[d] + dh_t[d]
-                    db_t[d] = g
-                    da_t[d] = g * past[d]
-                    carry[d] = a_t[d] * g
+                _token_backward(dh_t, a_t, h0[start : start + n], da_t, db_t, high, low)
+        join(high, low, dh0[start : start + n])
 
 
 def _forward(a: Tensor, b: Tensor, h0: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:

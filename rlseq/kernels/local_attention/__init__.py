@@ -1,15 +1,17 @@
-"""``local_attention``: causal softmax attention over the last W tokens; the state is a ring of keys and values."""
+"""``local_attention``: causal attention over the last W tokens, softmax or relu^2; the state is a ring of keys."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from rlseq.errors import ConfigError
+from rlseq.errors import ConfigError, UnknownNameError
 from rlseq.kernels._arguments import all_float, fits_reset, misfit
 from rlseq.kernels._dispatch import choose
 from rlseq.kernels.local_attention._ring import AttentionState
 
 __all__ = ["AttentionState", "local_attention"]
+
+ACTIVATIONS = ("softmax", "relu2")
 
 
 def local_attention(
@@ -17,24 +19,35 @@ def local_attention(
     k: Tensor,
     v: Tensor,
     window: int,
+    activation: str = "softmax",
+    bias: Tensor | None = None,
     state: AttentionState | None = None,
     reset: Tensor | None = None,
     dropout: float = 0.0,
 ) -> tuple[Tensor, AttentionState]:
-    """Causal softmax attention o_t = sum_j softmax_j(q_t k_j / sqrt(E)) v_j over the last W tokens j, t - W < j <= t.
+    """Causal attention o_t = sum_j w_tj v_j over the last W tokens j of the episode, t - W < j <= t.
+
+    softmax: w_tj = softmax_j(q_t k_j / sqrt(E) + bias[t-j]).
+    relu2: w_tj = relu(q_t k_j / W + bias[t-j])^2, not normalised further (GAU, arXiv 2202.10447, eq. 5-6).
 
     Tokens before the last reset at or before t do not count. With fewer key heads than query heads (GQA, MQA), query
     head h reads key head h // (H / Hk). There is no positional encoding inside: rotate q and k before, with positions
     counted from the last reset (``state.count`` is the position of the first token).
 
-    Keys and values must be finite: unlike the scans, an infinity before a reset still reaches the tokens whose window
-    it is in (0 x inf); the carried state forgets it.
+    Differs from the paper: relu2 divides by the constant W, not by the length of the sequence, so that a step equals
+    the same token of a whole sequence.
+
+    A token whose key or value has an entry that is NaN or infinite makes the outputs of those that see it NaN, and
+    leaves no trace in others, neither in values nor in gradients; a query that is not finite spoils its own output.
+    The ring keeps the token as it is.
 
     Args:
-        q: (B, L, H, E), L >= 1.
+        q: (B, L, H, E), L >= 1; float32, bfloat16, float16 or float64.
         k: (B, L, Hk, E), H a multiple of Hk, dtype of q.
         v: (B, L, Hk, Ev), dtype of q.
         window: W, number of keys that a query sees, its own included.
+        activation: "softmax" or "relu2".
+        bias: (W,) float by distance t - j, the same for all heads; None means zeros.
         state: the ring of keys and values before the first token; None means no tokens.
         reset: (B, L) bool; True drops the past before that token.
         dropout: probability to drop an attention weight, in [0, 1); pass 0 when not training.
@@ -46,8 +59,11 @@ def local_attention(
     Raises:
         ShapeError: the arguments do not fit each other; the message shows all shapes.
         ConfigError: window below 1, or dropout outside [0, 1).
+        UnknownNameError: no activation of that name.
         KernelError: RLSEQ_KERNEL allows no implementation that can take these tensors.
     """
+    if activation not in ACTIVATIONS:
+        raise UnknownNameError("activation of local_attention", activation, ACTIVATIONS)
     if window < 1 or not 0.0 <= dropout < 1.0:
         raise ConfigError(
             "local_attention: window must be at least 1 and dropout in [0, 1), "
@@ -65,15 +81,18 @@ def local_attention(
         must = "q must be (B, L, H, E), k (B, L, Hk, E) and v (B, L, Hk, Ev), L >= 1 and H a multiple of Hk"
     elif not q.dtype == k.dtype == v.dtype or not all_float(q):
         must = "q, k and v must have one float dtype"
+    elif bias is not None and (bias.shape != (window,) or not all_float(bias)):
+        must = f"bias must be ({window},) float"
     elif not fits_reset(reset, q):
         must = "reset must be (B, L) bool"
     elif state is not None and not _fits(state, k, v, window):
         must = f"state must hold key (B, {window}, Hk, E), value (B, {window}, Hk, Ev) and count (B,)"
     else:
-        o, new = choose("local_attention", q.device.type, q.dtype)(q, k, v, window, state, reset, dropout)
+        run = choose("local_attention", q.device.type, q.dtype)
+        o, new = run(q, k, v, window, activation, bias, state, reset, dropout)
         return o, new
     key, value, count = (None, None, None) if state is None else state
-    misfit("local_attention", must, q=q, k=k, v=v, reset=reset, key=key, value=value, count=count)
+    misfit("local_attention", must, q=q, k=k, v=v, bias=bias, reset=reset, key=key, value=value, count=count)
 
 
 def _fits(state: AttentionState, k: Tensor, v: Tensor, window: int) -> bool:

@@ -41,16 +41,6 @@ class AttentionState(NamedTuple):
         )
 
 
-def positions(count: Tensor, reset: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
-    """Of new tokens: position since the last reset, (B, L) int64, and resets so far, (B, L) int64 or (B, 1) zeros."""
-    index = torch.arange(length, device=count.device)
-    if reset is None:
-        return count[:, None] + index, torch.zeros_like(count)[:, None]
-    segment = reset.long().cumsum(dim=1)
-    started = torch.where(reset, index, -1).cummax(dim=1).values
-    return torch.where(started >= 0, index - started, count[:, None] + index), segment
-
-
 def past_positions(count: Tensor, window: int) -> Tensor:
     """Position of the token in each slot of the ring before it, (B, W) int64; negative where the slot is empty."""
     newest = count[:, None] - 1
@@ -66,9 +56,10 @@ def roll_on(old: Tensor, new: Tensor, count: Tensor, dtype: torch.dtype) -> Tens
         count: (B,) tokens since the last reset after the new tokens.
         dtype: of the result.
     """
-    window, length = old.shape[1], new.shape[1]
+    window = old.shape[1]
+    new = new[:, -window:]
     position = past_positions(count, window)
-    index = length - (count[:, None] - position)
+    index = new.shape[1] - (count[:, None] - position)
     slot = torch.arange(window, device=count.device)
     source = torch.where(index >= 0, window + index, slot)
     both = torch.cat([old.to(dtype), new.to(dtype)], dim=1)

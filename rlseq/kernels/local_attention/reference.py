@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlseq.kernels._arguments import compute_dtype
-from rlseq.kernels.local_attention._ring import AttentionState, past_positions, positions, roll_on
+from rlseq.kernels._attention import broken, cut_out, positions
+from rlseq.kernels.local_attention._ring import AttentionState, past_positions, roll_on
 
 
 def why_not(device: str, dtype: torch.dtype) -> str | None:
@@ -18,29 +19,46 @@ def why_not(device: str, dtype: torch.dtype) -> str | None:
 
 
 def local_attention(
-    q: Tensor, k: Tensor, v: Tensor, window: int, state: AttentionState | None, reset: Tensor | None, dropout: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int,
+    activation: str,
+    bias: Tensor | None,
+    state: AttentionState | None,
+    reset: Tensor | None,
+    dropout: float,
 ) -> tuple[Tensor, AttentionState]:
     """As ``rlseq.kernels.local_attention``, arguments already checked."""
     batch, length, heads, size = q.shape
     state_dtype = k.dtype if state is None else state.key.dtype
     if state is None:
         state = AttentionState.zeros(batch, window, k.shape[2], size, v.shape[3], device=k.device, dtype=k.dtype)
-    position, segment = positions(state.count, reset, length)
-    segment = segment.expand(batch, length)
-    before = past_positions(state.count, window)
-    key_position = torch.cat([before, position], dim=1)
-    key_segment = torch.cat([torch.zeros_like(before), segment], dim=1)
-    distance = position[:, :, None] - key_position[:, None, :]
-    seen = (distance >= 0) & (distance < window) & (key_position >= 0)[:, None, :]
-    seen = (seen & (segment[:, :, None] == key_segment[:, None, :]))[:, None]
+    position = positions(state.count, reset, length)
+    index = torch.arange(length, device=q.device)
+    first = torch.maximum(index - position, index - window + 1)
+    past = past_positions(state.count, window) - state.count[:, None]
+    time = torch.cat([past, index.expand(batch, length)], dim=1)[:, None, :]
+    distance = index[:, None] - time
+    seen = (time >= first[:, :, None]) & (distance >= 0)
 
     dtype = compute_dtype(q)
     group = heads // k.shape[2]
     keys = torch.cat([state.key.to(dtype), k.to(dtype)], dim=1).repeat_interleave(group, dim=2)
     values = torch.cat([state.value.to(dtype), v.to(dtype)], dim=1).repeat_interleave(group, dim=2)
-    scores = torch.einsum("blhe,bmhe->bhlm", q.to(dtype), keys) / math.sqrt(size)
-    weights = functional.dropout(torch.softmax(scores.masked_fill(~seen, -math.inf), dim=-1), dropout)
-    o = torch.einsum("bhlm,bmhe->blhe", weights, values)
+    lost, lost_query = broken(keys, values), broken(q)
+    keys, values, queries = cut_out(keys, lost), cut_out(values, lost), cut_out(q.to(dtype), lost_query)
+
+    scores = torch.einsum("blhe,bmhe->bhlm", queries, keys)
+    scores = scores / (math.sqrt(size) if activation == "softmax" else window)
+    if bias is not None:
+        scores = scores + bias.to(dtype)[distance.clamp(0, window - 1)][:, None]
+    if activation == "softmax":
+        weights = torch.softmax(scores.masked_fill(~seen[:, None], -math.inf), dim=-1)
+    else:
+        weights = scores.masked_fill(~seen[:, None], 0.0).relu().square()
+    o = torch.einsum("bhlm,bmhe->blhe", functional.dropout(weights, dropout), values)
+    o = cut_out(o, (seen & lost[:, None, :]).any(-1) | lost_query, math.nan)
 
     count = position[:, -1] + 1
     key = roll_on(state.key, k, count, state_dtype)

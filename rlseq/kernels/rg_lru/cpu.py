@@ -1,19 +1,31 @@
-"""``rg_lru`` in Numba: time outside, channels inside; gates in float32, state in float64; backward recomputes gates.
+"""``rg_lru`` in Numba: time outside, channels inside; the state as in ``linear_scan``; backward recomputes the gates.
 
-Each token's channels are done in short loops of one precision each, because a loop that mixes float32 and float64
-gets half the vector width.
+The work of some tokens is done in short loops of few operations each: a processor then has many of their iterations
+under way at once, where one long loop waits for its own exponentials. Memory is asked for one round ahead.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from rlseq.kernels._arguments import compute_dtype, initial_state
+from rlseq.kernels._arguments import compute_dtype, initial_state, ready
 from rlseq.kernels._node import differentiable_node
-from rlseq.kernels._numba import expm1, flat, jit, no_tensor, sigmoid
+from rlseq.kernels._numba import (
+    decay_minus_one,
+    flat,
+    fma,
+    jit,
+    join,
+    no_tensor,
+    prefetch,
+    sigmoid,
+    split,
+    tokens_at_once,
+)
 from rlseq.kernels._threads import over_rows
 
 
@@ -28,98 +40,226 @@ def rg_lru(
     """As ``rlseq.kernels.rg_lru``, arguments already checked."""
     dtype = compute_dtype(x)
     flags = None if reset is None else reset.contiguous()
-    tokens = [tensor.to(dtype).contiguous() for tensor in (x, gate_x, gate_a)]
-    h, h_last = _node(*tokens, a_param.to(dtype).contiguous(), initial_state(h0, x).contiguous(), flags, c)
+    states = ready(torch.float64, initial_state(h0, x))
+    h, h_last = _node(*ready(dtype, x, gate_x, gate_a, a_param), *states, flags, c)
     return h.to(x.dtype), h_last
 
 
 @jit
-def _forward_kernel(x, gate_x, gate_a, rate, h0, reset, h, h_last, length, width, tile, begin, end):
+def _gates(gate_x, gate_a, input_gate, recurrence_gate):
+    for d in range(gate_x.size):
+        input_gate[d] = sigmoid(gate_x[d])
+    for d in range(gate_a.size):
+        recurrence_gate[d] = sigmoid(gate_a[d])
+
+
+@jit
+def _gated(x, input_gate, rates, recurrence_gate, gated, u):
+    width = rates.size
+    for first in range(0, x.size, width):
+        x_t, input_t, recurrence_t = x[first:], input_gate[first:], recurrence_gate[first:]
+        gated_t, u_t = gated[first:], u[first:]
+        for d in range(width):
+            gated_t[d] = input_t[d] * x_t[d]
+            u_t[d] = rates[d] * recurrence_t[d]
+
+
+@jit
+def _decays(u, change, beta):
+    two = u.dtype.type(2.0)
+    for d in range(u.size):
+        m = decay_minus_one(u[d])
+        change[d] = m
+        beta[d] = np.sqrt(-m * (m + two))
+
+
+@jit
+def _advance(change, beta, gated, high, low, h):
+    for d in range(change.size):
+        step = fma(change[d], high[d], beta[d] * gated[d])
+        total = high[d] + step
+        # what the rounding of total dropped
+        low[d] += fma(change[d], low[d], (high[d] - total) + step)
+        high[d] = total
+        h[d] = total + low[d]
+
+
+@jit
+def _rates(a_param, c):
+    rates = np.empty_like(a_param)
+    for d in range(a_param.size):
+        # softplus, without an overflow and without a loss of small values
+        rates[d] = c * (max(a_param[d], 0.0) + math.log1p(math.exp(-abs(np.float64(a_param[d])))))
+    return rates
+
+
+@jit
+def _forward_kernel(x, gate_x, gate_a, a_param, c, h0, reset, h, h_last, length, width, tile, begin, end):
     tiles = (width + tile - 1) // tile
-    change, added = np.empty(tile, x.dtype), np.empty(tile, x.dtype)
-    two = x.dtype.type(2.0)
+    rates, tokens = _rates(a_param, c), tokens_at_once(width, tile)
+    size = tokens * tile
+    input_gate, recurrence_gate, u = np.empty(size, x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
+    gated, change, beta = np.empty(size, x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
+    high, low = np.empty(tile, x.dtype), np.empty(tile, x.dtype)
     for item in range(begin, end):
-        row, low = item // tiles, (item % tiles) * tile
-        n = min(tile, width - low)
-        start = row * width + low
-        carry, rates = h_last[start : start + n], rate[low : low + n]
-        carry[:] = h0[start : start + n]
-        for t in range(length):
-            at = (row * length + t) * width + low
-            x_t, gate_x_t, h_t = x[at : at + n], gate_x[at : at + n], h[at : at + n]
-            if reset.size > 0 and reset[row * length + t]:
-                for d in range(n):
-                    h_t[d] = sigmoid(gate_x_t[d]) * x_t[d]
-                carry[:] = h_t
-                continue
-            gate_a_t = gate_a[at : at + n]
-            for d in range(n):
-                m = expm1(-rates[d] * sigmoid(gate_a_t[d]))
-                change[d] = m
-                added[d] = np.sqrt(-m * (m + two)) * sigmoid(gate_x_t[d]) * x_t[d]
-            for d in range(n):
-                carry[d] = carry[d] + (change[d] * carry[d] + added[d])
-                h_t[d] = carry[d]
+        row, first = item // tiles, (item % tiles) * tile
+        start, n = row * width + first, min(tile, width - first)
+        split(h0[start : start + n], high, low)
+        for t in range(0, length, tokens):
+            at, count = (row * length + t) * width + first, min(tokens, length - t)
+            stop, many = at + count * n, count * n
+            prefetch(gate_x, stop, stop + tokens * n)
+            prefetch(gate_a, stop, stop + tokens * n)
+            _gates(gate_x[at:stop], gate_a[at:stop], input_gate, recurrence_gate)
+            prefetch(x, stop, stop + tokens * n)
+            _gated(x[at:stop], input_gate, rates[first : first + n], recurrence_gate, gated, u)
+            prefetch(h, stop, stop + tokens * n)
+            _decays(u[:many], change, beta)
+            for k in range(count):
+                here, there = k * n, (k + 1) * n
+                if reset.size > 0 and reset[row * length + t + k]:
+                    low[:] = 0.0
+                    for d in range(n):
+                        high[d] = gated[here + d]
+                    h[at + here : at + there] = gated[here:there]
+                else:
+                    _advance(
+                        change[here:there], beta[here:there], gated[here:there], high, low, h[at + here : at + there]
+                    )
+        join(high, low, h_last[start : start + n])
+
+
+@jit
+def _collect(dh, change, high, low, g):
+    for d in range(dh.size):
+        total = high[d] + dh[d]
+        rest = low[d] + ((high[d] - total) + dh[d])
+        g[d] = total + rest
+        step = change[d] * total
+        kept = total + step
+        # what the roundings of step and kept dropped
+        low[d] = rest + fma(change[d], rest, fma(change[d], total, total - kept))
+        high[d] = kept
+
+
+@jit
+def _input_gradients(g, x, input_gate, beta, dx, dgate_x):
+    one = x.dtype.type(1.0)
+    for d in range(x.size):
+        at_x = g[d] * input_gate[d] * beta[d]
+        dx[d] = at_x
+        dgate_x[d] = at_x * x[d] * (one - input_gate[d])
+
+
+@jit
+def _decay_gradients(g, gated, past, change, beta, u, slope):
+    one, tiny = g.dtype.type(1.0), g.dtype.type(1e-37)
+    for d in range(g.size):
+        a = one + change[d]
+        # u / beta is 0 at u = 0
+        ratio = u[d] / max(beta[d], tiny)
+        slope[d] = a * g[d] * (gated[d] * a * ratio - u[d] * past[d])
+
+
+@jit
+def _gate_gradients(slope, recurrence_gate, dgate_a, total):
+    one, width = slope.dtype.type(1.0), total.size
+    for first in range(0, slope.size, width):
+        slope_t, recurrence_t, dgate_t = slope[first:], recurrence_gate[first:], dgate_a[first:]
+        for d in range(width):
+            total[d] += slope_t[d]
+            dgate_t[d] = slope_t[d] * (one - recurrence_t[d])
 
 
 @jit
 def _backward_kernel(
-    dh, dh_last, x, gate_x, gate_a, rate, h, h0, reset, dx, dgate_x, dgate_a, sums, dh0, length, width, tile, begin, end
+    dh,
+    dh_last,
+    x,
+    gate_x,
+    gate_a,
+    a_param,
+    c,
+    h,
+    h0,
+    reset,
+    dx,
+    dgate_x,
+    dgate_a,
+    sums,
+    dh0,
+    length,
+    width,
+    tile,
+    begin,
+    end,
 ):
     tiles = (width + tile - 1) // tile
-    change, slope, g = np.empty(tile, x.dtype), np.empty(tile, x.dtype), np.empty(tile, x.dtype)
-    one, two, tiny = x.dtype.type(1.0), x.dtype.type(2.0), x.dtype.type(1e-37)
+    rates, tokens = _rates(a_param, c), tokens_at_once(width, tile)
+    size = tokens * tile
+    input_gate, recurrence_gate, u = np.empty(size, x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
+    gated, change, beta = np.empty(size, x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
+    g, past, slope = np.empty(size, x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
+    high, low, part = np.empty(tile, x.dtype), np.empty(tile, x.dtype), np.empty(tile, x.dtype)
     for item in range(begin, end):
-        row, low = item // tiles, (item % tiles) * tile
-        n = min(tile, width - low)
-        start = row * width + low
-        carry, rates, total = dh0[start : start + n], rate[low : low + n], sums[start : start + n]
-        carry[:] = dh_last[start : start + n]
+        row, first = item // tiles, (item % tiles) * tile
+        start, n = row * width + first, min(tile, width - first)
+        total = sums[start : start + n]
         total[:] = 0.0
-        for t in range(length - 1, -1, -1):
-            at = (row * length + t) * width + low
-            x_t, gate_x_t, gate_a_t, dh_t = x[at : at + n], gate_x[at : at + n], gate_a[at : at + n], dh[at : at + n]
-            dx_t, dgate_x_t, dgate_a_t = dx[at : at + n], dgate_x[at : at + n], dgate_a[at : at + n]
+        split(dh_last[start : start + n], high, low)
+        for t in range((length - 1) // tokens * tokens, -1, -tokens):
+            at, count = (row * length + t) * width + first, min(tokens, length - t)
+            stop, many = at + count * n, count * n
+            next_at, next_stop = at - tokens * n, at
+            prefetch(gate_x, next_at, next_stop)
+            prefetch(gate_a, next_at, next_stop)
+            _gates(gate_x[at:stop], gate_a[at:stop], input_gate, recurrence_gate)
+            prefetch(x, next_at, next_stop)
+            _gated(x[at:stop], input_gate, rates[first : first + n], recurrence_gate, gated, u)
+            prefetch(h, next_at - width, next_stop - width)
+            prefetch(dh, next_at, next_stop)
+            _decays(u[:many], change, beta)
+            if t > 0:
+                past[:many] = h[at - width : stop - width]
+            else:
+                past[:n] = h0[start : start + n]
+                past[n:many] = h[at : stop - n]
+            for k in range(count - 1, -1, -1):
+                here, there = k * n, (k + 1) * n
+                if reset.size > 0 and reset[row * length + t + k]:
+                    # the past is dropped and beta is 1
+                    change[here:there], beta[here:there], past[here:there], u[here:there] = -1.0, 1.0, 0.0, 0.0
+                _collect(dh[at + here : at + there], change[here:there], high, low, g[here:there])
+            prefetch(dx, next_at, next_stop)
+            prefetch(dgate_x, next_at, next_stop)
+            _input_gradients(g[:many], x[at:stop], input_gate, beta, dx[at:stop], dgate_x[at:stop])
+            prefetch(dgate_a, next_at, next_stop)
+            _decay_gradients(g[:many], gated, past, change, beta, u, slope)
+            part[:] = 0.0
+            _gate_gradients(slope[:many], recurrence_gate, dgate_a[at:stop], part[:n])
             for d in range(n):
-                carry[d] += dh_t[d]
-                g[d] = carry[d]
-            if reset.size > 0 and reset[row * length + t]:
-                for d in range(n):
-                    i = sigmoid(gate_x_t[d])
-                    dx_t[d] = g[d] * i
-                    dgate_x_t[d] = g[d] * i * x_t[d] * (one - i)
-                dgate_a_t[:] = 0.0
-                carry[:] = 0.0
-                continue
-            past = h0[start : start + n] if t == 0 else h[at - width : at - width + n]
-            for d in range(n):
-                r, i = sigmoid(gate_a_t[d]), sigmoid(gate_x_t[d])
-                u = rates[d] * r
-                m = expm1(-u)
-                # u / beta is 0 at u = 0
-                beta = np.sqrt(max(-m * (m + two), tiny))
-                gi = g[d] * i
-                dx_t[d] = gi * beta
-                dgate_x_t[d] = gi * beta * x_t[d] * (one - i)
-                a = one + m
-                s = a * (gi * x_t[d] * a * (u / beta) - u * past[d] * g[d])
-                dgate_a_t[d] = s * (one - r)
-                change[d] = m
-                slope[d] = s
-            for d in range(n):
-                carry[d] += change[d] * carry[d]
-                total[d] += slope[d]
+                total[d] += part[d]
+        join(high, low, dh0[start : start + n])
 
 
-def _rate(a_param: Tensor, c: float) -> Tensor:
-    return (c * functional.softplus(a_param.double(), threshold=40.0)).to(a_param.dtype)
+@jit
+def _decay_parameter_gradient(sums, a_param, da_param):
+    totals = np.zeros(a_param.size)
+    for first in range(0, sums.size, a_param.size):
+        row = sums[first:]
+        for d in range(totals.size):
+            totals[d] += row[d]
+    for d in range(totals.size):
+        # sigmoid / softplus is 0 / 0 far below 0, where its limit is 1
+        e = math.exp(min(max(np.float64(a_param[d]), -30.0), 700.0))
+        da_param[d] = totals[d] * (e / (1.0 + e)) / math.log1p(e)
 
 
 def _forward(
     x: Tensor, gate_x: Tensor, gate_a: Tensor, a_param: Tensor, h0: Tensor, reset: Tensor | None, c: float
 ) -> tuple[Tensor, Tensor]:
     h, h_last = torch.empty_like(x), torch.empty_like(h0)
-    arrays = flat(x, gate_x, gate_a, _rate(a_param, c), h0, no_tensor(reset), h, h_last)
+    arrays = [*flat(x, gate_x, gate_a, a_param), c, *flat(h0, no_tensor(reset), h, h_last)]
     over_rows(_forward_kernel, arrays, x.shape)
     return h, h_last
 
@@ -139,12 +279,11 @@ def _backward(
     dx, dgate_x, dgate_a = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
     sums, dh0 = torch.empty_like(h0), torch.empty_like(h0)
     # h0 in the dtype of h, so that both can be the past of a token
-    inputs = flat(dh, dh_last, x, gate_x, gate_a, _rate(a_param, c), h, h0.to(h.dtype), no_tensor(reset))
+    inputs = [*flat(dh, dh_last, x, gate_x, gate_a, a_param), c, *flat(h, h0.to(h.dtype), no_tensor(reset))]
     over_rows(_backward_kernel, [*inputs, *flat(dx, dgate_x, dgate_a, sums, dh0)], x.shape)
-    # sigmoid / softplus is 0 / 0 far below 0, where its limit is 1
-    wide = a_param.double().clamp(min=-30.0)
-    ratio = torch.sigmoid(wide) / functional.softplus(wide, threshold=40.0)
-    return dx, dgate_x, dgate_a, (sums.sum(dim=0) * ratio).to(a_param.dtype), dh0
+    da_param = torch.empty_like(a_param)
+    _decay_parameter_gradient(*flat(sums, a_param, da_param))
+    return dx, dgate_x, dgate_a, da_param, dh0
 
 
 _INPUTS = "Tensor x, Tensor gate_x, Tensor gate_a, Tensor a_param, "
