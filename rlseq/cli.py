@@ -321,9 +321,10 @@ def doctor(arguments: list[str]) -> None:
         return
     console = Console()
     console.print(_facts({**found["versions"], **found["machine"], **found["checks"]}))
-    kernels = Table("kernel", "implementation", "on this machine", box=None, pad_edge=False, header_style="bold")
+    kernels = Table("kernel", "tensors on", "implementation", "", box=None, pad_edge=False, header_style="bold")
     for row in found["kernels"]:
-        kernels.add_row(row["op"], row["implementation"], "runs" if row["chosen"] else row["reason"] or "could run")
+        state = "runs" if row["chosen"] else row["reason"] or "could run"
+        kernels.add_row(row["op"], row["device"], row["implementation"], state)
     console.print(kernels)
     shown = Table("backbone", "parameters", "state bytes", box=None, pad_edge=False, header_style="bold")
     for row in found["backbones"]:

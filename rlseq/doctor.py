@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from rlseq import backbones, data, envs, kernels
 from rlseq.errors import RlseqError
 from rlseq.provenance import provenance
@@ -19,7 +21,12 @@ def diagnose() -> dict[str, Any]:
         "versions": where["versions"],
         "machine": where["machine"],
         "checks": {"environment": _environment(), "bundled datasets": ", ".join(data.bundled_names()) or "none"},
-        "kernels": [row._asdict() for row in kernels.status()],
+        "kernels": [
+            {"device": device, **row._asdict()}
+            for device in ("cpu", "cuda")
+            if device == "cpu" or torch.cuda.is_available()
+            for row in kernels.status(device)
+        ],
         "backbones": [_backbone(name) for name in backbones.available()],
     }
 

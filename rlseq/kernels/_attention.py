@@ -7,6 +7,7 @@ comparing times.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -30,8 +31,9 @@ def positions(count: Tensor, reset: Tensor | None, length: int) -> Tensor:
 
 def broken(*tensors: Tensor) -> Tensor:
     """Whether a token has an entry that is NaN or infinite in one of the (B, L, ...) tensors: (B, L) bool."""
-    flags = [~(one.detach().flatten(2).abs().amax(-1) < math.inf) for one in tensors]
-    return flags[0] if len(flags) == 1 else torch.stack(flags).any(0)
+    # the largest of NaN and a number is NaN
+    largest = [one.detach().flatten(2).abs().amax(-1) for one in tensors]
+    return ~(functools.reduce(torch.maximum, largest) < math.inf)
 
 
 def cut_out(tokens: Tensor, flags: Tensor, value: float = 0.0) -> Tensor:

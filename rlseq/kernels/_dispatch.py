@@ -115,6 +115,9 @@ def _allowed(forced: str) -> list[str]:
 
 
 def _load(op: str, name: str, device: str, dtype: torch.dtype) -> tuple[ModuleType | None, str | None]:
+    if name == "gpu" and device != "cuda" and "gpu" not in os.environ.get("RLSEQ_KERNEL", ""):
+        # not asked of the module: importing triton takes a quarter of a second
+        return None, f"tensors are on {device}"
     try:
         module = importlib.import_module(f"{__package__}.{op}.{name}")
     except ModuleNotFoundError as error:

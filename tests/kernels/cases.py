@@ -9,30 +9,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SCANS = ("causal_conv", "linear_scan", "rg_lru")
-Function = Callable[..., tuple[Tensor, Tensor]]
+from rlseq.kernels import SoftmaxState
+
+SCANS = ("causal_conv", "linear_scan", "rg_lru", "softmax_scan")
+Function = Callable[..., tuple[Tensor, ...]]
+
+# where the arguments hold the state (two tensors for softmax_scan), the resets, and what has one entry a token
+STATE = {"causal_conv": (3,), "linear_scan": (2,), "rg_lru": (4,), "softmax_scan": (2, 3)}
+RESET = {"causal_conv": 4, "linear_scan": 3, "rg_lru": 5, "softmax_scan": 4}
+TOKENS = {"causal_conv": (0,), "linear_scan": (0, 1), "rg_lru": (0, 1, 2), "softmax_scan": (0, 1)}
+# the token input that a test makes infinite
+WILD = {"causal_conv": 0, "linear_scan": 1, "rg_lru": 0, "softmax_scan": 1}
 
 
 def implementation(op: str, name: str) -> Function:
-    function: Function = getattr(importlib.import_module(f"rlseq.kernels.{op}.{name}"), op)
-    return function
+    """From tensors to tensors."""
+    return _flat(op, getattr(importlib.import_module(f"rlseq.kernels.{op}.{name}"), op))
 
 
 def public(op: str) -> Function:
-    function: Function = getattr(importlib.import_module("rlseq.kernels"), op)
-    return function
+    """From tensors to tensors."""
+    return _flat(op, getattr(importlib.import_module("rlseq.kernels"), op))
+
+
+def _flat(op: str, function: Callable[..., Any]) -> Function:
+    if op != "softmax_scan":
+        return function
+
+    def softmax_scan(s: Tensor, v: Tensor, z: Tensor | None, o: Tensor | None, reset: Tensor | None) -> Any:
+        output, last = function(s, v, None if z is None else SoftmaxState(z, o), reset)
+        return output, *last
+
+    return softmax_scan
 
 
 def arguments(
     op: str, batch: int, length: int, width: int, *, resets: float | None = 0.2, state: bool = True, seed: int = 0
 ) -> list[Any]:
-    """float64 arguments of a scan in the order of its signature; the state is at STATE[op], reset comes next."""
+    """float64 arguments of a scan in the order of its signature; two heads of ``width`` channels for softmax_scan."""
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random, dtype=torch.float64)
 
     reset = None if resets is None else torch.rand(batch, length, generator=random) < resets
+    if op == "softmax_scan":
+        s, v = 3.0 * normal(batch, length, 2), normal(batch, length, 2, width)
+        return [s, v, *((normal(batch, 2), normal(batch, 2, width)) if state else (None, None)), reset]
     x = normal(batch, length, width)
     if op == "linear_scan":
         decay = torch.rand(batch, length, width, generator=random, dtype=torch.float64)
@@ -43,22 +66,23 @@ def arguments(
     return [x, normal(4, width), normal(width), normal(batch, 3, width) if state else None, reset]
 
 
-STATE = {"linear_scan": 2, "rg_lru": 4, "causal_conv": 3}
-TOKENS = {"linear_scan": (0, 1), "rg_lru": (0, 1, 2), "causal_conv": (0,)}
+def with_state(op: str, args: Sequence[Any], state: Sequence[Any]) -> list[Any]:
+    """The arguments with another state."""
+    out = list(args)
+    for i, one in zip(STATE[op], state, strict=True):
+        out[i] = one
+    return out
 
 
 def cast(args: Sequence[Any], dtype: torch.dtype) -> list[Any]:
     return [arg.to(dtype) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args]
 
 
-def part(op: str, args: Sequence[Any], begin: int, end: int, state: Tensor | None) -> list[Any]:
+def part(op: str, args: Sequence[Any], begin: int, end: int, state: Sequence[Any]) -> list[Any]:
     """The arguments for tokens begin..end with another state."""
-    out = list(args)
-    for i in TOKENS[op]:
-        out[i] = args[i][:, begin:end]
-    at = STATE[op]
-    out[at] = state
-    out[at + 1] = None if args[at + 1] is None else args[at + 1][:, begin:end]
+    out = with_state(op, args, state)
+    for i in (*TOKENS[op], RESET[op]):
+        out[i] = None if args[i] is None else args[i][:, begin:end]
     return out
 
 

@@ -25,8 +25,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from rlseq.kernels import _triton
-from tests.kernels.cases import cast, with_gradients
-from tests.kernels.gpu_cases import OPS, arguments, function
+from tests.kernels.cases import SCANS, arguments, cast, implementation, with_gradients
 
 CAPABILITIES = (80, 90, 100)
 DTYPES = (torch.float32, torch.bfloat16)
@@ -87,10 +86,10 @@ def launches(dtype: torch.dtype) -> list[Launch]:
     run = JITFunction.run
     JITFunction.run = record
     try:
-        for op in OPS:
+        for op in SCANS:
             for span in (None, 4 * _triton.GROUP):
                 _triton.span_of = whole if span is None else lambda *_, span=span: span
-                with_gradients(function(op, "gpu"), cast(arguments(op, 2, 64, 128), dtype))
+                with_gradients(implementation(op, "gpu"), cast(arguments(op, 2, 64, 128), dtype))
     finally:
         JITFunction.run = run
         _triton.span_of = whole
@@ -135,10 +134,18 @@ def measured(launch: Launch, dtype: torch.dtype, capability: int, **options: Any
     )
 
 
-def rows() -> list[Row]:
-    """All kernels, dtypes and chips; on all processors, because a kernel takes seconds."""
+def rows(*, full: bool) -> list[Row]:
+    """All kernels, dtypes and chips; the small kernels that only chunks need for one chip unless ``full``.
+
+    On all processors: Triton takes seconds for a kernel, nearly all of it in its pass that coalesces memory accesses.
+    """
     _all.extend((launch, dtype) for dtype in DTYPES for launch in launches(dtype))
-    work = [(i, capability) for i in range(len(_all)) for capability in CAPABILITIES]
+    work = [
+        (i, capability)
+        for i, (launch, _) in enumerate(_all)
+        for capability in CAPABILITIES
+        if full or capability == 90 or not re.search("summary|prefix", _label(launch))
+    ]
     # fork: a JITFunction cannot be pickled, but the children have the list
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         return pool.starmap(_row, work, chunksize=1)
@@ -193,10 +200,10 @@ def _tool(*arguments: str) -> str:
 
 def main() -> None:
     """Print the table, or with --json the rows and what a kernel that must spill measures."""
-    found = rows()
+    found = rows(full="--json" not in sys.argv)
     if "--json" in sys.argv:
         forced = measured(launches(torch.float32)[0], torch.float32, CAPABILITIES[0], maxnreg=32)
-        print(json.dumps({"rows": [row._asdict() for row in found], "forced": forced._asdict()}))
+        print(json.dumps({"rows": [row._asdict() for row in found], "forced": forced._asdict(), "table": table(found)}))
     else:
         print(table(found))
 

@@ -33,8 +33,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def test_every_kernel_compiles_for_every_chip_without_spills(compiled: dict[str, Any]) -> None:
+def test_every_kernel_compiles_for_every_chip_without_spills(
+    compiled: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = compiled["rows"]
+    with capsys.disabled():
+        print("\n" + compiled["table"])
     assert {(row["op"], row["dtype"]) for row in rows} == {
         (op, dtype) for op in ("causal_conv", "linear_scan", "rg_lru", "softmax_scan") for dtype in ("fp32", "bf16")
     }

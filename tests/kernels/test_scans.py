@@ -11,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rlseq.kernels import SoftmaxState
 from tests.kernels.cases import (
+    RESET,
     SCANS,
     STATE,
     TOKENS,
+    WILD,
     arguments,
     cast,
     error,
@@ -22,6 +25,7 @@ from tests.kernels.cases import (
     part,
     public,
     with_gradients,
+    with_state,
     worst,
 )
 from tests.oracles import kernels as oracles
@@ -35,11 +39,21 @@ modest = settings(max_examples=12, deadline=None, derandomize=True)
 
 
 def _numpy(op: str, args: list[Any]) -> list[Any]:
-    tokens, at = args[TOKENS[op][0]], STATE[op]
-    state = args[at] if args[at] is not None else torch.zeros_like(arguments(op, *tokens.shape)[at])
-    reset = args[at + 1] if args[at + 1] is not None else torch.zeros(tokens.shape[:2], dtype=torch.bool)
-    filled = [*args[:at], state, reset, *args[at + 2 :]]
+    tokens, filled = args[TOKENS[op][0]], list(args)
+    for i, like in zip(STATE[op], _empty_state(op, args), strict=True):
+        filled[i] = args[i] if args[i] is not None else like
+    if args[RESET[op]] is None:
+        filled[RESET[op]] = torch.zeros(tokens.shape[:2], dtype=torch.bool)
     return [arg.numpy() if isinstance(arg, Tensor) else arg for arg in filled]
+
+
+def _empty_state(op: str, args: list[Any]) -> list[Tensor]:
+    """What no state equals."""
+    v = args[TOKENS[op][-1]]
+    if op == "softmax_scan":
+        return list(SoftmaxState.empty(v.shape[0], *v.shape[2:]))
+    shape = (v.shape[0], 3, v.shape[2]) if op == "causal_conv" else (v.shape[0], v.shape[2])
+    return [torch.zeros(shape, dtype=torch.float64)]
 
 
 @scans
@@ -57,7 +71,7 @@ def test_values_equal_the_float64_oracle(op: str, name: str, length: int, resets
 @scans
 @implementations
 def test_gradients_pass_gradcheck_in_float64(op: str, name: str) -> None:
-    *inputs, reset = arguments(op, 2, 5, 2, resets=0.3, seed=1)[: STATE[op] + 2]
+    *inputs, reset = arguments(op, 2, 5, 2, resets=0.3, seed=1)[: RESET[op] + 1]
     function = implementation(op, name)
     rest = [8.0] if op == "rg_lru" else []
     leaves = [one.requires_grad_() for one in inputs]
@@ -96,12 +110,12 @@ def test_a_sequence_in_pieces_with_the_state_carried_equals_the_whole(
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), min_size=1, max_size=4)))
     args = arguments(op, 2, length, 7, resets=0.1)
 
-    def in_pieces(*whole: Any) -> tuple[Tensor, Tensor]:
-        state, outputs = whole[STATE[op]], []
+    def in_pieces(*whole: Any) -> tuple[Tensor, ...]:
+        state, outputs = [whole[i] for i in STATE[op]], []
         for begin, end in zip([0, *cuts], [*cuts, length], strict=True):
-            output, state = public(op)(*part(op, whole, begin, end, state))
+            output, *state = public(op)(*part(op, whole, begin, end, state))
             outputs.append(output)
-        return torch.cat(outputs, dim=1), state
+        return torch.cat(outputs, dim=1), *state
 
     assert worst(with_gradients(in_pieces, args), with_gradients(public(op), args)) < KERNELS[op][torch.float64]
 
@@ -117,7 +131,7 @@ def test_strides_do_not_matter_and_inputs_are_not_changed(op: str) -> None:
     expected = with_gradients(public(op), args)
     leaves = [arg.requires_grad_() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in strange]
     assert not leaves[0].is_contiguous()
-    output, _ = public(op)(*leaves)
+    output, *_ = public(op)(*leaves)
     output.movedim(0, -1).contiguous().movedim(-1, 0).square().sum().backward()
     assert torch.equal(output, expected[0])
     for one, other in zip(leaves, before, strict=True):
@@ -128,30 +142,42 @@ def test_strides_do_not_matter_and_inputs_are_not_changed(op: str) -> None:
 @implementations
 def test_an_infinity_before_a_reset_leaves_no_trace(op: str, name: str) -> None:
     args = cast(arguments(op, 2, 9, 5, resets=0.0), torch.float32)
-    at = STATE[op]
-    args[at + 1][:, 4] = True
-    wild = list(args)
-    wild[TOKENS[op][-1] if op == "linear_scan" else 0] = args[TOKENS[op][-1] if op == "linear_scan" else 0].clone()
-    wild[TOKENS[op][-1] if op == "linear_scan" else 0][:, 2] = math.inf
-    wild[at] = torch.full_like(args[at], math.inf)
+    args[RESET[op]][:, 4] = True
+    wild = with_state(op, args, [torch.full_like(args[i], math.inf) for i in STATE[op]])
+    wild[WILD[op]] = args[WILD[op]].clone()
+    wild[WILD[op]][:, 2] = math.inf
     clean, got = implementation(op, name)(*args), implementation(op, name)(*wild)
     assert torch.equal(got[0][:, 4:], clean[0][:, 4:])
-    assert torch.equal(got[1], clean[1])
+    assert all(torch.equal(one, other) for one, other in zip(got[1:], clean[1:], strict=True))
     assert not torch.isfinite(got[0][:, :4]).all()
 
-    tokens = wild[0].clone().requires_grad_()
-    state = wild[at].clone().requires_grad_()
-    output, last = implementation(op, name)(tokens, *wild[1:at], state, *wild[at + 1 :])
-    gradients = torch.autograd.grad(output[:, 4:].sum() + last.sum(), [tokens, state])
-    assert torch.isfinite(gradients[0][:, 4:]).all()
-    assert torch.equal(gradients[1], torch.zeros_like(gradients[1]))
+    leaves = list(wild)
+    for i in (WILD[op], *STATE[op]):
+        leaves[i] = wild[i].clone().requires_grad_()
+    output, *last = implementation(op, name)(*leaves)
+    loss = output[:, 4:].sum() + sum(one.sum() for one in last)
+    tokens, *states = torch.autograd.grad(loss, [leaves[i] for i in (WILD[op], *STATE[op])])
+    assert torch.isfinite(tokens[:, 4:]).all()
+    if op != "softmax_scan":
+        # there o itself is infinite, and its gradient 0 x inf
+        assert not states[0].any()
+
+
+@scans
+@implementations
+def test_a_state_of_infinities_is_forgotten_at_a_reset_and_gets_no_gradient(op: str, name: str) -> None:
+    args = cast(arguments(op, 2, 9, 5, resets=0.0), torch.float32)
+    args[RESET[op]][:, 0] = True
+    wild = with_state(op, args, [torch.full_like(args[i], math.inf) for i in STATE[op]])
+    got, expected = with_gradients(implementation(op, name), wild), with_gradients(implementation(op, name), args)
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
 
 
 @scans
 def test_a_reset_on_the_first_token_forgets_the_state(op: str) -> None:
     args = arguments(op, 2, 6, 3, resets=0.0)
-    args[STATE[op] + 1][:, 0] = True
-    without = [*args[: STATE[op]], None, *args[STATE[op] + 1 :]]
+    args[RESET[op]][:, 0] = True
+    without = with_state(op, args, [None] * len(STATE[op]))
     for one, other in zip(public(op)(*args), public(op)(*without), strict=True):
         assert torch.equal(one, other)
 
@@ -201,6 +227,31 @@ def test_65536_steps_of_decay_one_minus_a_millionth_stay_within_1e_5_of_float64(
     expected = with_gradients(public("rg_lru"), cast([b, gate_a, gate_a, a_param, None, None], torch.float64))
     assert worst(got, expected) < KERNELS["rg_lru"][torch.float32]
 
+    # equal scores: a weight of 1 / t, and a mean that does not tend to 0
+    args = [torch.zeros(1, length, 1), b[:, :, None], None, None, None]
+    got = with_gradients(public("softmax_scan"), args)
+    expected = with_gradients(public("softmax_scan"), cast(args, torch.float64))
+    assert worst(got, expected) < KERNELS["softmax_scan"][torch.float32]
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_softmax_scan_of_large_scores_and_dropped_tokens(name: str, scale: float) -> None:
+    s, v, *_, reset = arguments("softmax_scan", 2, 60, 5, resets=0.05)
+    s = (scale * s).float().double()
+    s[:, ::7] = -math.inf
+    s[0, :3] = -math.inf
+    reset[0, :3] = False
+    args = [s, v.float().double(), *SoftmaxState.empty(2, 2, 5), reset]
+    expected = oracles.softmax_scan(*[arg.numpy() for arg in args])
+    got = implementation("softmax_scan", name)(*cast(args, torch.float32))
+    assert worst(got[:1], [torch.from_numpy(expected[0])]) < KERNELS["softmax_scan"][torch.float32]
+    finite = torch.isfinite(torch.from_numpy(expected[1]))
+    assert torch.equal(torch.isfinite(got[1]), finite)
+    inputs = [one.float().requires_grad_() for one in args[:2]]
+    output, *_ = implementation("softmax_scan", name)(*inputs, None, None, reset)
+    assert all(torch.isfinite(one).all() for one in torch.autograd.grad(output.square().sum(), inputs))
+
 
 @scans
 def test_results_do_not_depend_on_the_number_of_threads(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,16 +268,16 @@ def test_results_do_not_depend_on_the_number_of_threads(op: str, monkeypatch: py
 
 @scans
 def test_an_empty_batch_gives_empty_outputs(op: str) -> None:
-    output, last = public(op)(*arguments(op, 0, 8, 4))
-    assert output.shape == (0, 8, 4)
-    assert last.shape[0] == 0
+    output, *last = public(op)(*arguments(op, 0, 8, 4))
+    assert output.shape[:2] == (0, 8)
+    assert all(one.shape[0] == 0 for one in last)
 
 
 @scans
 def test_carried_scan_states_are_float64(op: str) -> None:
     for length in (1, 8):
-        state = public(op)(*cast(arguments(op, 2, length, 4), torch.float32))[1]
-        assert state.dtype is (torch.float32 if op == "causal_conv" else torch.float64)
+        for state in public(op)(*cast(arguments(op, 2, length, 4), torch.float32))[1:]:
+            assert state.dtype is (torch.float32 if op == "causal_conv" else torch.float64)
 
 
 def test_float32_error_of_the_vectorised_exponentials() -> None:

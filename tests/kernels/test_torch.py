@@ -8,8 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlseq.kernels import AttentionState, causal_conv, linear_scan, local_attention, rg_lru
-from tests.kernels.cases import SCANS, arguments, cast, implementation, public, with_gradients, worst
+from rlseq.kernels import (
+    AttentionState,
+    ChunkState,
+    SoftmaxState,
+    causal_conv,
+    chunk_attention,
+    linear_scan,
+    local_attention,
+    rg_lru,
+    softmax_scan,
+)
+from tests.kernels.cases import SCANS, STATE, arguments, cast, implementation, public, with_gradients, worst
 from tests.tolerances import KERNELS
 
 
@@ -19,21 +29,22 @@ def _operator(op: str, suffix: str = "") -> Any:
 
 
 @pytest.mark.parametrize("op", SCANS)
-def test_opcheck_passes_on_forward_and_backward(op: str) -> None:
-    args = cast(arguments(op, 2, 5, 7), torch.float32)
-    x = args[0]
-    if op != "causal_conv":
-        state = torch.zeros(2, 7, dtype=torch.float64)
-        args[2 if op == "linear_scan" else 4] = state
-    for reset in (args[3 if op == "linear_scan" else 5 if op == "rg_lru" else 4], None):
-        if op == "linear_scan":
-            forward, backward = [*args[:3], reset], [x, state, x, x, state, reset]
-        elif op == "rg_lru":
-            forward, backward = [*args[:5], reset, 8.0], [x, state, x, x, x, args[3], x, state, reset, 8.0]
-        else:
-            forward, backward = [*args[:4], reset], [x, args[3], *args[:4], reset]
-        torch.library.opcheck(_operator(op), tuple(forward))
-        torch.library.opcheck(_operator(op, "_backward"), tuple(backward))
+@pytest.mark.parametrize("resets", [0.2, None])
+def test_opcheck_passes_on_forward_and_backward(op: str, resets: float | None) -> None:
+    args = cast(arguments(op, 2, 5, 7, resets=resets), torch.float32)
+    # the dtypes that the node gets: states, and scores, in float64
+    for i in () if op == "causal_conv" else (*STATE[op], *((0,) if op == "softmax_scan" else ())):
+        args[i] = args[i].double()
+    outputs = _operator(op)(*args)
+    gradients = [torch.ones_like(one) for one in outputs]
+    backward = {
+        "causal_conv": lambda y, last: [*gradients, *args],
+        "linear_scan": lambda h, last: [*gradients, args[0], h, args[2], args[3]],
+        "rg_lru": lambda h, last: [*gradients, *args[:4], h, *args[4:]],
+        "softmax_scan": lambda o, z, last, *weights: [*gradients[:3], args[1], args[3], o, last, *weights],
+    }[op](*outputs)
+    torch.library.opcheck(_operator(op), tuple(args))
+    torch.library.opcheck(_operator(op, "_backward"), tuple(backward))
 
 
 class Layer(nn.Module):
@@ -52,7 +63,10 @@ class Layer(nn.Module):
         x, last = linear_scan(torch.sigmoid(gate_a), x, reset=reset)
         heads = x.unflatten(-1, (2, 4))
         o, _ = local_attention(heads, heads, heads, 3, reset=reset)
-        return o.flatten(2) + last[:, None].to(x.dtype)
+        o, _ = softmax_scan(o[..., 0], o, reset=reset)
+        x = o.flatten(2)
+        o, _ = chunk_attention(x, x, x, x, x, 3, reset=reset)
+        return o + last[:, None].to(x.dtype)
 
 
 # torch.compile itself makes an object of the class when it traces an autograd.Function
@@ -86,12 +100,24 @@ def test_a_second_derivative_is_an_error_and_not_a_wrong_number(op: str) -> None
 class Step(nn.Module):
     """One token through every op, states in and out."""
 
-    def forward(self, x: Tensor, weight: Tensor, h: Tensor, buffer: Tensor, ring: AttentionState) -> tuple[Any, ...]:
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        h: Tensor,
+        buffer: Tensor,
+        ring: AttentionState,
+        mean: SoftmaxState,
+        chunk: ChunkState,
+    ) -> tuple[Any, ...]:
         y, buffer = causal_conv(x, weight, weight[0], buffer)
         y, h = rg_lru(y, y, y, weight[0], h)
         heads = y.unflatten(-1, (2, 4))
-        o, ring = local_attention(heads, heads, heads, 3, ring)
-        return o, h, buffer, ring
+        o, ring = local_attention(heads, heads, heads, 3, state=ring)
+        o, mean = softmax_scan(o[..., 0], o, mean)
+        x = o.flatten(2)
+        o, chunk = chunk_attention(x, x, x, x, x, 3, state=chunk)
+        return o, h, buffer, ring, mean, chunk
 
 
 def test_a_step_exports_without_custom_operators() -> None:
@@ -101,6 +127,8 @@ def test_a_step_exports_without_custom_operators() -> None:
         torch.zeros(2, 8, dtype=torch.float64),
         torch.zeros(2, 3, 8),
         AttentionState.zeros(2, 3, 2, 4),
+        SoftmaxState.empty(2, 2, 4),
+        ChunkState.zeros(2, 3, 8, 8),
     )
     program = torch.export.export(Step(), args)
     targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}

@@ -54,5 +54,29 @@ def causal_conv(x: Array, weight: Array, bias: Array, state: Array, reset: Array
     return y, last
 
 
+def softmax_scan(s: Array, v: Array, z: Array, o: Array, reset: Array) -> tuple[Array, Array, Array]:
+    """o_t = sum of e^{s_i} v_i / sum of e^{s_i} over the tokens since a reset; the state counts as one token (z, o)."""
+    batch, length, heads, _ = v.shape
+    out, last_z, last_o = np.empty_like(v), np.array(z), np.array(o)
+    for row in range(batch):
+        for head in range(heads):
+            scores, values = [z[row, head]], [o[row, head]]
+            for t in range(length):
+                if reset[row, t]:
+                    scores, values = [], []
+                scores.append(s[row, t, head])
+                values.append(v[row, t, head])
+                largest = max(scores)
+                if largest == -np.inf:
+                    # every token is dropped: the last one stands for all
+                    out[row, t, head], last_z[row, head] = values[-1], -np.inf
+                else:
+                    weights = np.exp(np.array(scores) - largest)
+                    out[row, t, head] = weights / weights.sum() @ np.array(values)
+                    last_z[row, head] = largest + np.log(weights.sum())
+            last_o[row, head] = out[row, length - 1, head]
+    return out, last_z, last_o
+
+
 def _sigmoid(x: Array) -> Array:
     return np.exp(-np.logaddexp(0.0, -x))

@@ -177,34 +177,39 @@ def _past(state: ChunkState, chunk: int) -> _Past:
 
 
 def _attend(
-    queries: _Tokens, keys: _Tokens, bias: Tensor | None, seen: Tensor, linear_seen: Tensor | None, past: Tensor | None
+    queries: _Tokens,
+    keys: _Tokens,
+    bias: Tensor | None,
+    before: int,
+    seen: Tensor,
+    linear_seen: Tensor | None,
+    past: Tensor,
 ) -> Tensor:
-    """Attention (B, N, n, e) of each block of queries to the m keys beside it, added to past.
+    """Attention (B, N, n, e) of each block of queries to m keys, added to past.
 
     Args:
         queries: tokens of which q_quad and q_lin are used.
         keys: tokens of which k_quad, k_lin and v are used, (B, N, m, s or e).
         bias: (C,) or None.
+        before: how many tokens before a block its keys begin.
         seen: (B, N, n, m) or (n, m) bool, keys of the query's own chunk.
         linear_seen: the same for keys of an earlier chunk; None means that there are none.
-        past: (B, N, n, e) or None.
+        past: (B, N, n, e).
     """
     batch, blocks, block, _ = queries.q_quad.shape
-    columns = keys.k_quad.shape[2]
     q, k, v = queries.q_quad.flatten(0, 1), keys.k_quad.flatten(0, 1), keys.v.flatten(0, 1)
     if bias is None:
         scores = torch.bmm(q, k.mT)
     else:
-        row = torch.arange(columns - block, columns, device=q.device)[:, None]
-        distance = row - torch.arange(columns, device=q.device)
+        row = torch.arange(before, before + block, device=q.device)[:, None]
+        distance = row - torch.arange(k.shape[1], device=q.device)
         scores = torch.baddbmm(distance_bias(bias.to(q.dtype), distance), q, k.mT)
     if linear_seen is None:
         weights = squared_relu(scores, seen)
     else:
         linear = torch.bmm(queries.q_lin.flatten(0, 1), keys.k_lin.flatten(0, 1).mT)
         weights = squared_relu(scores, seen.flatten(0, 1), linear, linear_seen.flatten(0, 1))
-    o = torch.bmm(weights, v) if past is None else torch.baddbmm(past.flatten(0, 1), weights, v)
-    return o.unflatten(0, (batch, blocks))
+    return torch.baddbmm(past.flatten(0, 1), weights, v).unflatten(0, (batch, blocks))
 
 
 def _sums(tokens: _Tokens, alive: Tensor | None, first: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -235,7 +240,7 @@ def _aligned(tokens: _Tokens, bias: Tensor | None, past: _Past) -> tuple[Tensor,
     seen = torch.ones(block, block, dtype=torch.bool, device=tokens.v.device).tril()
     sums, total = _sums(tokens, None, past.older, None)
     parts = [tokens.q_lin[:, :1] @ past.older.to(tokens.v.dtype)[:, None], tokens.q_lin[:, 1:] @ _all_but(sums, 1)]
-    return _attend(tokens, tokens, bias, seen, None, torch.cat(parts, dim=1)), total
+    return _attend(tokens, tokens, bias, 0, seen, None, torch.cat(parts, dim=1)), total
 
 
 def _masked(tokens: _Tokens, bias: Tensor | None, past: _Past, episode: Tensor, begin: Tensor) -> tuple[Tensor, Tensor]:
@@ -248,25 +253,22 @@ def _masked(tokens: _Tokens, bias: Tensor | None, past: _Past, episode: Tensor, 
     alive = last_episode[..., None] <= base + torch.arange(block, device=device)
     sums, total = _sums(tokens, alive, past.older + past.current, last_episode >= base[:, 0])
 
-    def with_previous(before: Tensor, own: Tensor) -> Tensor:
+    def previous(before: Tensor, own: Tensor) -> Tensor:
         before = before.to(dtype)[:, None]
-        return torch.cat([before if blocks == 1 else torch.cat([before, _all_but(own, 1)], dim=1), own], dim=2)
+        return before if blocks == 1 else torch.cat([before, _all_but(own, 1)], dim=1)
 
     # what lies before the first block has no k_lin: it is in the carried sums
-    no_key = torch.zeros_like(past.key)
-    keys = _Tokens(
-        tokens.q_quad,
-        with_previous(cut_out(past.key, past.buffer_lost), tokens.k_quad),
-        tokens.q_lin,
-        with_previous(no_key, tokens.k_lin),
-        with_previous(cut_out(past.value, past.buffer_lost), tokens.v),
+    keys = tokens._replace(
+        k_quad=previous(cut_out(past.key, past.buffer_lost), tokens.k_quad),
+        k_lin=previous(torch.zeros_like(past.key), tokens.k_lin),
+        v=previous(cut_out(past.value, past.buffer_lost), tokens.v),
     )
-    # columns within [previous, own]
-    column = torch.arange(chunk + block, device=device)
-    causal = column <= torch.arange(chunk, chunk + block, device=device)[:, None]
-    early = column < (begin - base + chunk)[..., None]
-    seen = ~early & causal
-    linear_seen = early & (column >= (episode - base + chunk)[..., None])
+
+    def masks(first: int, size: int) -> tuple[Tensor, Tensor]:
+        column = torch.arange(first, first + size, device=device)
+        early = column < (begin - base)[..., None]
+        causal = column <= torch.arange(block, device=device)[:, None]
+        return ~early & causal, early & (column >= (episode - base)[..., None])
 
     # the sum before the previous block
     q_past = torch.where((episode < (base - chunk).clamp_min(0))[..., None], tokens.q_lin, 0.0)
@@ -276,7 +278,9 @@ def _masked(tokens: _Tokens, bias: Tensor | None, past: _Past, episode: Tensor, 
         parts.append((q_past[:, 1] @ (past.older + past.current).to(dtype))[:, None])
     if blocks > 2:
         parts.append(q_past[:, 2:] @ _all_but(sums, 2))
-    return _attend(tokens, keys, bias, seen, linear_seen, torch.cat(parts, dim=1)), total
+    # two products, because one over [previous, own] would copy every token twice
+    o = _attend(tokens, keys, bias, chunk, *masks(-chunk, chunk), torch.cat(parts, dim=1))
+    return _attend(tokens, tokens, bias, 0, *masks(0, block), o), total
 
 
 def _between(flags: Tensor, first: Tensor, end: Tensor) -> Tensor:

@@ -58,12 +58,12 @@ def chunk_attention(
 
         # empty slots are zero: what is not finite here is of this chunk
         lost = broken(key, value)
-        scores = torch.einsum("bcs,bs->bc", cut_out(key, lost), query) / chunk
+        scores = (cut_out(key, lost) @ query[:, :, None])[..., 0] / chunk
         if bias is not None:
             scores = scores + distance_bias(bias, distance)
         weights = scores.masked_fill(distance < 0, 0.0).relu().square()
-        o = torch.einsum("bc,bce->be", weights, cut_out(value, lost))
-        o = o + torch.einsum("bs,bse->be", query_lin, mean).to(dtype)
+        o = (weights[:, None] @ cut_out(value, lost))[:, 0]
+        o = o + (query_lin[:, None] @ mean)[:, 0].to(dtype)
         outputs.append(torch.where((lost.any(1) | mean_lost | lost_query[:, t])[:, None], math.nan, o))
 
         current, current_lost = (
