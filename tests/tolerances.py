@@ -27,9 +27,9 @@ KERNELS: dict[str, dict[torch.dtype, float]] = {
 # the Triton kernels against the float64 reference, measured in the interpreter, where multiply-adds are not fused
 GPU: dict[str, dict[torch.dtype, float]] = {
     "linear_scan": {torch.float64: 1.2e-15, torch.float32: 5e-7, torch.bfloat16: 2.4e-2, torch.float16: 2.1e-3},
-    "rg_lru": {torch.float64: 1.8e-15, torch.float32: 1.3e-6, torch.bfloat16: 2.3e-2, torch.float16: 2.8e-3},
+    "rg_lru": {torch.float64: 1.8e-15, torch.float32: 2.7e-6, torch.bfloat16: 2.3e-2, torch.float16: 2.8e-3},
     "causal_conv": {torch.float64: 7e-16, torch.float32: 9e-7, torch.bfloat16: 2.2e-2, torch.float16: 2.1e-3},
-    "softmax_scan": {torch.float64: 3.5e-15, torch.float32: 2.3e-6, torch.bfloat16: 2.1e-2, torch.float16: 3.1e-3},
+    "softmax_scan": {torch.float64: 1e-14, torch.float32: 3e-6, torch.bfloat16: 2.6e-2, torch.float16: 3.1e-3},
     # gate logits of +-100 in rg_lru, scores of +-1e4 in softmax_scan
     "extremes": {torch.float32: 1.1e-5},
     # the bound of the contract at 65,536 tokens, which only a GPU is fast enough for

@@ -21,6 +21,7 @@ from rlseq.errors import KernelError, UnknownNameError
 ORDER = ("gpu", "cpu", "blocked", "reference")
 _FOLDER = Path(__file__).parent
 _chosen: dict[tuple[str, str, torch.dtype, str], str] = {}
+_loaded: set[tuple[str, str]] = set()
 _functions: dict[tuple[str, str], Callable[..., Any]] = {}
 
 
@@ -58,8 +59,9 @@ def _chosen_name(op: str, device: str, dtype: torch.dtype) -> str:
     forced = os.environ.get("RLSEQ_KERNEL", "")
     key = (op, device, dtype, forced)
     if key not in _chosen:
-        if not _functions:
+        if (device, forced) not in _loaded:
             # all at once: a trace that has seen the table does not look at it again
+            _loaded.add((device, forced))
             for each in ops():
                 for name in implementations(each):
                     module, _ = _load(each, name, device, dtype)

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from rlseq.kernels import _dispatch, _triton, linear_scan
 from rlseq.kernels._triton import GROUP, expm1, launch, plan, sigmoid, span_of
-from tests.kernels import cases
 from tests.kernels.cases import (
     RESET,
     SCANS,
     STATE,
     WILD,
+    arguments,
     cast,
     error,
     implementation,
@@ -42,14 +42,6 @@ DEVICE = "cuda" if NATIVE else "cpu"
 ops = pytest.mark.parametrize("op", SCANS)
 # no shrinking: it would take minutes in the interpreter
 few = settings(max_examples=3, deadline=None, derandomize=True, phases=[Phase.generate])
-
-
-def arguments(op: str, batch: int, length: int, width: int, **options: Any) -> list[Any]:
-    args = cases.arguments(op, batch, length, width, **options)
-    if op == "rg_lru":
-        # decays of at least 0.2: a is 1 + expm1(-u), absolute to float32, and can be all there is of a dh0
-        args[3].clamp_(max=-1.5)
-    return args
 
 
 def gpu(op: str) -> Any:
