@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernel_cases import CASES, SWEEP, Case, Function
+from kernel_cases import CASES, SWEEP, Case, Function, chunk_attention
 from torch import Tensor
 
 from rlseq import kernels
@@ -186,16 +186,16 @@ def compare(ops: Sequence[str], threads: int, repeats: int, device: str) -> list
             rows += found
     if "chunk_attention" in ops:
         shape = CASES["chunk_attention"][0]().shape
-        print(f"\nchunk_attention, forward + backward: t({2 * shape[1]}) / t({shape[1]}) = ", end="")
-        print(f"{doubled('chunk_attention', shape[1], repeats, device):.2f} (bar: at most {LINEAR})")
+        ratio = doubled(shape, repeats, device)
+        print(f"\nchunk_attention, forward + backward: t({2 * shape[1]}) / t({shape[1]}) = {ratio:.2f}, bar {LINEAR}")
     return [{"threads": threads, **row} for row in rows]
 
 
-def doubled(op: str, length: int, repeats: int, device: str) -> float:
-    """Time of twice the tokens over the time of ``length``, forward + backward, one row."""
+def doubled(shape: Sequence[int], repeats: int, device: str) -> float:
+    """Time of chunk_attention on twice the tokens over its time on a shape (B, L, e), forward + backward."""
     calls = {}
     for factor in (1, 2):
-        case = SWEEP[op](factor * length).to(device)
+        case = chunk_attention((shape[0], factor * shape[1], shape[2]), dense=False).to(device)
         weight = torch.ones_like(case.inputs[case.element])
         calls[str(factor)] = functools.partial(gradients, case.ours, case.inputs, weight)
     seconds = interleaved(calls, repeats, device)

@@ -50,9 +50,7 @@ def rule_torch() -> None:
         torch.set_num_threads(thread_count())
 
 
-def over_rows(
-    kernel: Callable[..., None], arguments: Sequence[Any], shape: Sequence[int], unit: int = 1
-) -> None:
+def over_rows(kernel: Callable[..., None], arguments: Sequence[Any], shape: Sequence[int], unit: int = 1) -> None:
     """Call kernel(*arguments, L, D, tile, begin, end) over all B rows x tiles of at most ``tile`` channels.
 
     Args:

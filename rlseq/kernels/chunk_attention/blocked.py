@@ -19,7 +19,7 @@ from rlseq.kernels._attention import broken, cut_out, distance_bias, latest, pos
 from rlseq.kernels.chunk_attention._state import ChunkState, carried_sums, marked
 from rlseq.kernels.linear_scan import linear_scan
 
-_PIECE = 1 << 20
+_PIECE = 1 << 21
 """Values (rows x tokens x e) that are worked on at a time on a CPU: more falls out of its caches, and what is freed in
 large blocks comes back as new pages every time."""
 

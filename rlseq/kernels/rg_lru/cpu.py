@@ -46,22 +46,18 @@ def rg_lru(
 
 
 @jit
-def _gates(gate_x, gate_a, input_gate, recurrence_gate):
-    for d in range(gate_x.size):
-        input_gate[d] = sigmoid(gate_x[d])
-    for d in range(gate_a.size):
-        recurrence_gate[d] = sigmoid(gate_a[d])
-
-
-@jit
-def _gated(x, input_gate, rates, recurrence_gate, gated, u):
+def _gates(x, gate_x, gate_a, rates, input_gate, gated, recurrence_gate, u):
+    for d in range(x.size):
+        i = sigmoid(gate_x[d])
+        input_gate[d] = i
+        gated[d] = i * x[d]
     width = rates.size
     for first in range(0, x.size, width):
-        x_t, input_t, recurrence_t = x[first:], input_gate[first:], recurrence_gate[first:]
-        gated_t, u_t = gated[first:], u[first:]
+        gate_t, recurrence_t, u_t = gate_a[first:], recurrence_gate[first:], u[first:]
         for d in range(width):
-            gated_t[d] = input_t[d] * x_t[d]
-            u_t[d] = rates[d] * recurrence_t[d]
+            r = sigmoid(gate_t[d])
+            recurrence_t[d] = r
+            u_t[d] = rates[d] * r
 
 
 @jit
@@ -108,12 +104,8 @@ def _forward_kernel(x, gate_x, gate_a, a_param, c, h0, reset, h, h_last, length,
         for t in range(0, length, tokens):
             at, count = (row * length + t) * width + first, min(tokens, length - t)
             stop, many = at + count * n, count * n
-            prefetch(gate_x, stop, stop + tokens * n)
-            prefetch(gate_a, stop, stop + tokens * n)
-            _gates(gate_x[at:stop], gate_a[at:stop], input_gate, recurrence_gate)
-            prefetch(x, stop, stop + tokens * n)
-            _gated(x[at:stop], input_gate, rates[first : first + n], recurrence_gate, gated, u)
-            prefetch(h, stop, stop + tokens * n)
+            rates_n = rates[first : first + n]
+            _gates(x[at:stop], gate_x[at:stop], gate_a[at:stop], rates_n, input_gate, gated, recurrence_gate, u)
             _decays(u[:many], change, beta)
             for k in range(count):
                 here, there = k * n, (k + 1) * n
@@ -213,9 +205,9 @@ def _backward_kernel(
             next_at, next_stop = at - tokens * n, at
             prefetch(gate_x, next_at, next_stop)
             prefetch(gate_a, next_at, next_stop)
-            _gates(gate_x[at:stop], gate_a[at:stop], input_gate, recurrence_gate)
             prefetch(x, next_at, next_stop)
-            _gated(x[at:stop], input_gate, rates[first : first + n], recurrence_gate, gated, u)
+            rates_n = rates[first : first + n]
+            _gates(x[at:stop], gate_x[at:stop], gate_a[at:stop], rates_n, input_gate, gated, recurrence_gate, u)
             prefetch(h, next_at - width, next_stop - width)
             prefetch(dh, next_at, next_stop)
             _decays(u[:many], change, beta)
