@@ -229,14 +229,14 @@ def plot(rows: Sequence[Row], file: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.0, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.4, 4.2), layout="constrained")
     for op in dict.fromkeys(row["op"] for row in rows):
         points = [(row["length"], row["ns"]) for row in rows if row["op"] == op]
         axes.plot(*zip(*points, strict=True), marker="o", label=op)
     axes.set(xscale="log", yscale="log", xlabel="tokens L", ylabel="ns an element, forward + backward")
     axes.set_title("Time an element against length (flat = linear in L)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(file, dpi=120)
 
 

@@ -42,6 +42,8 @@ GPU: dict[str, dict[torch.dtype, float]] = {
 BACKBONES: dict[str, float] = {
     # absolute, float64; the laws of the contract are held to ``rlseq.conformance.TOLERANCE``, which users run too
     "hawk features": 3.1e-14,
+    "aaren features": 8.8e-14,
+    "aaren gradients": 7.4e-12,
     "transformer features": 6.5e-15,
     "transformer gradients": 9e-14,
     # a directional derivative against a central difference of step 1e-5: relative, and absolute where it is near 0

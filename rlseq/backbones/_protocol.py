@@ -27,7 +27,7 @@ class Backbone(Protocol):
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> State:
-        """Zeros for ``batch_size`` rows.
+        """The empty past of ``batch_size`` rows: zeros, or what stands for no token.
 
         Args:
             batch_size: B.

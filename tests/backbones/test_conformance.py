@@ -61,7 +61,8 @@ def test_initial_state_has_the_rows_and_dtype_asked_for(name: str) -> None:
         leaves = torch.utils._pytree.tree_leaves(model.init_state(rows, dtype=torch.bfloat16, device="cpu"))
         assert {len(leaf) for leaf in leaves} == {rows}
         assert {leaf.dtype for leaf in leaves} <= {torch.bfloat16, torch.float64, torch.int64}
-        assert torch.bfloat16 in {leaf.dtype for leaf in leaves}
+        # a state of scans alone is float64 throughout
+        assert {leaf.dtype for leaf in leaves} & {torch.bfloat16} or {leaf.dtype for leaf in leaves} == {torch.float64}
         _, state = model.step(torch.randn(rows, 16), model.init_state(rows, dtype=torch.bfloat16))
         assert [leaf.dtype for leaf in torch.utils._pytree.tree_leaves(state)] == [leaf.dtype for leaf in leaves]
 

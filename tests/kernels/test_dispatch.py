@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -115,3 +116,27 @@ def test_attention_arguments_that_do_not_fit_show_every_shape() -> None:
         local_attention(q, k, k, 0)
     with pytest.raises(ConfigError, match="dropout 1.0"):
         local_attention(q, k, k, 3, dropout=1.0)
+
+
+def test_one_setting_rules_the_threads_of_torch_and_of_the_kernels() -> None:
+    code = (
+        "import torch, rlseq.kernels\n"
+        "from rlseq.kernels._threads import thread_count\n"
+        "print(torch.get_num_threads(), thread_count())"
+    )
+    for setting in ("1", "3"):
+        environment = {**os.environ, "RLSEQ_NUM_THREADS": setting}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        assert done.stdout.split() == [setting, setting]
+
+
+def test_cpu_tensors_load_no_triton() -> None:
+    code = (
+        "import sys, torch\n"
+        "from rlseq.kernels import linear_scan\n"
+        "linear_scan(torch.ones(1, 5, 2), torch.ones(1, 5, 2))\n"
+        "print('triton' in sys.modules)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RLSEQ_KERNEL"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["False"]
