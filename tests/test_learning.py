@@ -84,7 +84,7 @@ def reached(agent: Agent, target: float, mode: str) -> float:
     return float(np.mean(scores.returns))
 
 
-@pytest.mark.parametrize("backbone", ["hawk", "transformer"])
+@pytest.mark.parametrize("backbone", ["aaren", "hawk", "transformer"])
 def test_a_sequence_agent_gets_the_return_that_it_is_asked_for(store: TrajectoryStore, backbone: str) -> None:
     seed_everything(0)
     options = {"width": 32, "depth": 2, "dropout": 0.0}
