@@ -8,10 +8,11 @@ from __future__ import annotations
 import torch
 
 KERNELS: dict[str, dict[torch.dtype, float]] = {
-    # values and gradients of a Numba kernel or a blocked op against the float64 reference, inputs rounded to the dtype
+    # values and gradients of a Numba kernel or a blocked op against the float64 reference, inputs rounded to the dtype;
+    # rg_lru and softmax_scan in float32: the contract's bound, because long random runs came to 6e-6 and 4e-6
     "linear_scan": {torch.float64: 1.2e-15, torch.float32: 7e-7, torch.bfloat16: 1.6e-2, torch.float16: 1.9e-3},
-    "rg_lru": {torch.float64: 7e-15, torch.float32: 2.7e-6, torch.bfloat16: 1.5e-2, torch.float16: 1.9e-3},
-    "softmax_scan": {torch.float64: 1.3e-14, torch.float32: 2.8e-6, torch.bfloat16: 1.3e-2, torch.float16: 2.3e-3},
+    "rg_lru": {torch.float64: 2e-14, torch.float32: 1e-5, torch.bfloat16: 1.5e-2, torch.float16: 1.9e-3},
+    "softmax_scan": {torch.float64: 5e-14, torch.float32: 1e-5, torch.bfloat16: 1.3e-2, torch.float16: 2.3e-3},
     "causal_conv": {torch.float64: 4e-15, torch.float32: 1.7e-6, torch.bfloat16: 1.5e-2, torch.float16: 1.8e-3},
     "local_attention": {torch.float64: 5e-15, torch.float32: 2.5e-6, torch.bfloat16: 2.7e-2, torch.float16: 3.6e-3},
     "chunk_attention": {torch.float64: 1.4e-14, torch.float32: 3.5e-6, torch.bfloat16: 1.9e-2, torch.float16: 2.5e-3},

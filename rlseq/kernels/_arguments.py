@@ -17,16 +17,22 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def misfit(op: str, must: str, **arguments: Tensor | None) -> NoReturn:
     """Raise a ShapeError that shows the shape and dtype of every argument."""
+    several = len({value.device for value in arguments.values() if value is not None}) > 1
     came = ", ".join(
-        f"{name} None" if value is None else f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        f"{name} None"
+        if value is None
+        else f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" + f" on {value.device}" * several
         for name, value in arguments.items()
     )
     raise ShapeError(f"{op}: {must}, got {came}. Reshape or cast the argument that does not fit.")
 
 
-def all_float(*tensors: Tensor | None) -> bool:
-    """Whether each tensor that is given has one of the four float dtypes."""
-    return all(tensor is None or tensor.dtype in FLOATS for tensor in tensors)
+def all_float(like: Tensor, *tensors: Tensor | None) -> bool:
+    """Whether each tensor that is given has one of the four float dtypes and is where the first is."""
+    device = like.device
+    return like.dtype in FLOATS and all(
+        tensor is None or (tensor.dtype in FLOATS and tensor.device == device) for tensor in tensors
+    )
 
 
 def ready(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
@@ -38,8 +44,10 @@ def ready(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
 
 
 def fits_reset(reset: Tensor | None, like: Tensor) -> bool:
-    """Whether reset is None, or (B, L) bool for a (B, L, ...) tensor."""
-    return reset is None or (reset.shape == like.shape[:2] and reset.dtype is torch.bool)
+    """Whether reset is None, or (B, L) bool for a (B, L, ...) tensor and on its device."""
+    return reset is None or (
+        reset.shape == like.shape[:2] and reset.dtype is torch.bool and reset.device == like.device
+    )
 
 
 def compute_dtype(like: Tensor) -> torch.dtype:

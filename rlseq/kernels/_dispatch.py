@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from rlseq.errors import KernelError, UnknownNameError
 ORDER = ("gpu", "cpu", "blocked", "reference")
 _FOLDER = Path(__file__).parent
 _chosen: dict[tuple[str, str, torch.dtype, str], str] = {}
+_lock = threading.RLock()
 _loaded: set[tuple[str, str]] = set()
 _functions: dict[tuple[str, str], Callable[..., Any]] = {}
 
@@ -59,15 +61,16 @@ def _chosen_name(op: str, device: str, dtype: torch.dtype) -> str:
     forced = os.environ.get("RLSEQ_KERNEL", "")
     key = (op, device, dtype, forced)
     if key not in _chosen:
-        if (device, forced) not in _loaded:
-            # all at once: a trace that has seen the table does not look at it again
-            _loaded.add((device, forced))
-            for each in ops():
-                for name in implementations(each):
-                    module, _ = _load(each, name, device, dtype)
-                    if module is not None:
-                        _functions[each, name] = getattr(module, each)
-        _chosen[key] = _first_live(op, device, dtype, forced)
+        with _lock:
+            if (device, forced) not in _loaded:
+                # all at once: a trace that has seen the table does not look at it again
+                for each in ops():
+                    for name in implementations(each):
+                        module, _ = _load(each, name, device, dtype)
+                        if module is not None:
+                            _functions[each, name] = getattr(module, each)
+                _loaded.add((device, forced))
+            _chosen[key] = _first_live(op, device, dtype, forced)
     return _chosen[key]
 
 

@@ -104,7 +104,7 @@ def with_gradients(function: Function, args: Sequence[Any], seed: int = 0) -> li
 def error(got: Tensor, expected: Tensor) -> float:
     """Largest difference relative to the largest expected magnitude, or to 1e-12 where float32 underflows.
 
-    A gradient summed over time may cancel. Among many entries one does not; of few, the inputs' own scale of 1 is taken.
+    A gradient summed over time may cancel. Among many entries one does not; for few, the inputs' scale of 1 is taken.
     """
     if expected.numel() == 0:
         return 0.0

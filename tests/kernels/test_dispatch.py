@@ -90,6 +90,7 @@ def test_arguments_that_do_not_fit_show_every_shape() -> None:
         lambda: rg_lru(x, x, x[:1], w),
         lambda: rg_lru(x, x, x, w[:2]),
         lambda: rg_lru(x, x, x, w.long()),
+        lambda: rg_lru(x[..., :0], x[..., :0], x[..., :0], w[:0]),
         lambda: causal_conv(x, torch.ones(4, 2), w),
         lambda: causal_conv(x, torch.ones(4, 3), w, torch.ones(2, 4, 3)),
         lambda: causal_conv(x, torch.ones(4, 3), w[:2]),
@@ -140,3 +141,33 @@ def test_cpu_tensors_load_no_triton() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RLSEQ_KERNEL"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == ["False"]
+
+
+def test_tensors_on_several_devices_are_an_error_that_names_them() -> None:
+    x, away = torch.ones(2, 5, 3), torch.ones(2, 5, 3, device="meta")
+    with pytest.raises(ShapeError, match=r"a \(2, 5, 3\) float32 on meta, b \(2, 5, 3\) float32 on cpu"):
+        linear_scan(away, x)
+    for bad in (
+        lambda: rg_lru(x, x, x, away[0, 0]),
+        lambda: causal_conv(x, away[0], x[0, 0]),
+        lambda: linear_scan(x, x, reset=torch.zeros(2, 5, dtype=torch.bool, device="meta")),
+        lambda: local_attention(x[:, :, None], away[:, :, None], x[:, :, None], 2),
+    ):
+        with pytest.raises(ShapeError, match="on meta"):
+            bad()
+    with pytest.raises(ConfigError, match="c must be positive, got -1.0"):
+        rg_lru(x, x, x, x[0, 0], c=-1.0)
+
+
+def test_threads_may_make_the_first_call_together() -> None:
+    code = (
+        "import torch\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from rlseq.kernels import causal_conv, linear_scan, rg_lru\n"
+        "x = torch.ones(1, 5, 2)\n"
+        "calls = [lambda: linear_scan(x, x), lambda: rg_lru(x, x, x, x[0, 0]), lambda: causal_conv(x, x[0], x[0, 0])]\n"
+        "with ThreadPoolExecutor(3) as pool:\n"
+        "    print(len([one.result() for one in [pool.submit(call) for call in calls]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3"]

@@ -256,14 +256,16 @@ def test_softmax_scan_of_large_scores_and_dropped_tokens(name: str, scale: float
 @scans
 def test_results_do_not_depend_on_the_number_of_threads(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlseq.kernels._threads._SMALL", 1)
-    args = cast(arguments(op, 5, 64, 160), torch.float32)
-    runs = []
-    for threads in ("1", "1", "2", "3"):
-        monkeypatch.setenv("RLSEQ_NUM_THREADS", threads)
-        runs.append(with_gradients(public(op), args))
-    for run in runs[1:]:
-        for one, other in zip(run, runs[0], strict=True):
-            assert torch.equal(one, other)
+    # few rows are cut into tiles of channels, many are not
+    for rows in (1, 2, 5):
+        args = cast(arguments(op, rows, 65, 160), torch.float32)
+        runs = []
+        for threads in ("1", "1", "2", "3"):
+            monkeypatch.setenv("RLSEQ_NUM_THREADS", threads)
+            runs.append(with_gradients(public(op), args))
+        for run in runs[1:]:
+            for one, other in zip(run, runs[0], strict=True):
+                assert torch.equal(one, other)
 
 
 @scans
@@ -310,3 +312,26 @@ def test_float32_error_of_the_vectorised_exponentials() -> None:
 
 def test_error_measures_the_largest_relative_difference() -> None:
     assert error(torch.tensor([1.0, 2.2]), torch.tensor([1.0, 2.0])) == pytest.approx(0.1)
+
+
+@scans
+@implementations
+def test_a_nan_after_a_reset_leaves_no_trace_in_gradients_before_it(op: str, name: str) -> None:
+    args = cast(arguments(op, 2, 9, 5, resets=0.0), torch.float32)
+    args[RESET[op]][:, 4] = True
+    wild = list(args)
+    for i in TOKENS[op]:
+        wild[i] = args[i].clone()
+        wild[i][:, 6] = math.nan
+    gradients = []
+    for one in (args, wild):
+        leaves = [one[i].clone().requires_grad_() for i in (*TOKENS[op], *STATE[op])]
+        filled = list(one)
+        for i, leaf in zip((*TOKENS[op], *STATE[op]), leaves, strict=True):
+            filled[i] = leaf
+        output, *_ = implementation(op, name)(*filled)
+        gradients.append(torch.autograd.grad(output[:, :4].square().sum(), leaves))
+    for clean, got in zip(*gradients, strict=True):
+        if clean.dim() > 2 and clean.shape[1] == 9:
+            clean, got = clean[:, :4], got[:, :4]
+        assert torch.equal(clean, got)

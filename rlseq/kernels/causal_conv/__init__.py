@@ -44,7 +44,7 @@ def causal_conv(
     elif state is not None and state.shape != (x.shape[0], weight.shape[0] - 1, x.shape[2]):
         must = "state must be (B, W-1, D)"
     elif not all_float(x, weight, bias, state):
-        must = "every argument but reset must be float"
+        must = "every argument but reset must be float, and all on one device"
     else:
         run = reference.causal_conv if x.shape[1] <= SHORT else choose("causal_conv", x.device.type, x.dtype)
         y, last = run(x, weight, bias, state, reset)

@@ -65,9 +65,11 @@ def chunk_attention(
         must = "q_quad, k_quad, q_lin and k_lin must be (B, L, s) of one shape with L >= 1"
     elif v.dim() != 3 or v.shape[:2] != shape[:2] or 0 in (shape[2], v.shape[2]):
         must = "v must be (B, L, e) with B and L of q_quad, s and e at least 1"
-    elif not q_quad.dtype == k_quad.dtype == q_lin.dtype == k_lin.dtype == v.dtype or not all_float(v):
-        must = "q_quad, k_quad, q_lin, k_lin and v must have one float dtype"
-    elif bias is not None and (bias.shape != (chunk,) or not all_float(bias)):
+    elif not q_quad.dtype == k_quad.dtype == q_lin.dtype == k_lin.dtype == v.dtype or not all_float(
+        q_quad, k_quad, q_lin, k_lin, v
+    ):
+        must = "q_quad, k_quad, q_lin, k_lin and v must have one float dtype and device"
+    elif bias is not None and (bias.shape != (chunk,) or not all_float(v, bias)):
         must = f"bias must be ({chunk},) float"
     elif not fits_reset(reset, v):
         must = "reset must be (B, L) bool"

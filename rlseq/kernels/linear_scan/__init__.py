@@ -37,8 +37,15 @@ def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, reset: Tensor | 
     shape = b.shape
     if len(shape) != 3 or a.shape != shape or shape[1] == 0 or not all_float(a, b):
         misfit("linear_scan", "a and b must be (B, L, D) floats of one shape with L >= 1", a=a, b=b, h0=h0, reset=reset)
-    if (h0 is not None and h0.shape != shape[::2]) or not fits_reset(reset, b) or not all_float(h0):
-        misfit("linear_scan", "h0 must be (B, D) float and reset (B, L) bool", a=a, b=b, h0=h0, reset=reset)
+    if (h0 is not None and h0.shape != shape[::2]) or not fits_reset(reset, b) or not all_float(b, h0):
+        misfit(
+            "linear_scan",
+            "h0 must be (B, D) float and reset (B, L) bool, on the device of b",
+            a=a,
+            b=b,
+            h0=h0,
+            reset=reset,
+        )
     if shape[1] <= SHORT:
         return reference.linear_scan(a, b, h0, reset)
     h, h_last = choose("linear_scan", b.device.type, b.dtype)(a, b, h0, reset)

@@ -75,13 +75,13 @@ def local_attention(
         or q.shape[1] == 0
         or q.shape[3] != k.shape[3]
         or k.shape[2] != v.shape[2]
-        or k.shape[2] == 0
+        or 0 in (k.shape[2], k.shape[3], v.shape[3])
         or q.shape[2] % k.shape[2]
     ):
-        must = "q must be (B, L, H, E), k (B, L, Hk, E) and v (B, L, Hk, Ev), L >= 1 and H a multiple of Hk"
-    elif not q.dtype == k.dtype == v.dtype or not all_float(q):
-        must = "q, k and v must have one float dtype"
-    elif bias is not None and (bias.shape != (window,) or not all_float(bias)):
+        must = "q must be (B, L, H, E), k (B, L, Hk, E) and v (B, L, Hk, Ev), L, Hk, E, Ev >= 1, Hk dividing H"
+    elif not q.dtype == k.dtype == v.dtype or not all_float(q, k, v):
+        must = "q, k and v must have one float dtype and device"
+    elif bias is not None and (bias.shape != (window,) or not all_float(q, bias)):
         must = f"bias must be ({window},) float"
     elif not fits_reset(reset, q):
         must = "reset must be (B, L) bool"

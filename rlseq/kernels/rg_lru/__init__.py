@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rlseq.errors import ConfigError
 from rlseq.kernels._arguments import SHORT, all_float, fits_reset, misfit
 from rlseq.kernels._dispatch import choose
 from rlseq.kernels.rg_lru import reference
@@ -35,7 +36,7 @@ def rg_lru(
     h += expm1(-u) h + beta i x, because a float32 decay of 1 - 1e-6 is 3 % wrong.
 
     Args:
-        x: (B, L, D) input, L >= 1; float32, bfloat16, float16 or float64.
+        x: (B, L, D) input, L >= 1 and D >= 1; float32, bfloat16, float16 or float64.
         gate_x: (B, L, D) logit of the input gate i.
         gate_a: (B, L, D) logit of the recurrence gate r.
         a_param: (D,) decay parameter; larger forgets faster.
@@ -48,15 +49,18 @@ def rg_lru(
 
     Raises:
         ShapeError: the arguments do not fit each other; the message shows all shapes.
+        ConfigError: c is not positive.
         KernelError: RLSEQ_KERNEL allows no implementation that can take these tensors.
     """
     shape = x.shape
-    if len(shape) != 3 or gate_x.shape != shape or gate_a.shape != shape or shape[1] == 0:
-        must = "x, gate_x and gate_a must be (B, L, D) of one shape with L >= 1"
+    if not c > 0.0:
+        raise ConfigError(f"rg_lru: c must be positive, got {c}. The paper's is 8.")
+    if len(shape) != 3 or gate_x.shape != shape or gate_a.shape != shape or 0 in shape[1:]:
+        must = "x, gate_x and gate_a must be (B, L, D) of one shape with L >= 1 and D >= 1"
     elif a_param.shape != shape[2:] or (h0 is not None and h0.shape != shape[::2]) or not fits_reset(reset, x):
         must = "a_param must be (D,), h0 (B, D) and reset (B, L) bool"
     elif not all_float(x, gate_x, gate_a, a_param, h0):
-        must = "every argument but reset must be float"
+        must = "every argument but reset must be float, and all on one device"
     else:
         run = reference.rg_lru if shape[1] <= SHORT else choose("rg_lru", x.device.type, x.dtype)
         h, h_last = run(x, gate_x, gate_a, a_param, h0, reset, c)

@@ -156,7 +156,8 @@ def _decay_gradients(g, gated, past, change, beta, u, slope):
 @jit
 def _gate_gradients(slope, recurrence_gate, dgate_a, total):
     one, width = slope.dtype.type(1.0), total.size
-    for first in range(0, slope.size, width):
+    # backward in time also where one token comes at a time, so that the sum does not depend on the tiles
+    for first in range(slope.size - width, -1, -width):
         slope_t, recurrence_t, dgate_t = slope[first:], recurrence_gate[first:], dgate_a[first:]
         for d in range(width):
             total[d] += slope_t[d]
@@ -188,7 +189,8 @@ def _backward_kernel(
 ):
     tiles = (width + tile - 1) // tile
     rates, tokens = _rates(a_param, c), tokens_at_once(width, tile)
-    size = tokens * tile
+    # tokens of a sum in the inputs' precision, whatever the tile
+    size, span = tokens * tile, tokens_at_once(width, width)
     input_gate, recurrence_gate, u = np.empty(size, x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
     gated, change, beta = np.empty(size, x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
     g, past, slope = np.empty(size, x.dtype), np.empty(size, x.dtype), np.empty(size, x.dtype)
@@ -197,7 +199,7 @@ def _backward_kernel(
         row, first = item // tiles, (item % tiles) * tile
         start, n = row * width + first, min(tile, width - first)
         total = sums[start : start + n]
-        total[:] = 0.0
+        total[:], part[:] = 0.0, 0.0
         split(dh_last[start : start + n], high, low)
         for t in range((length - 1) // tokens * tokens, -1, -tokens):
             at, count = (row * length + t) * width + first, min(tokens, length - t)
@@ -221,16 +223,21 @@ def _backward_kernel(
                 if reset.size > 0 and reset[row * length + t + k]:
                     # the past is dropped and beta is 1
                     change[here:there], beta[here:there], past[here:there], u[here:there] = -1.0, 1.0, 0.0, 0.0
-                _collect(dh[at + here : at + there], change[here:there], high, low, g[here:there])
+                    _collect(dh[at + here : at + there], change[here:there], high, low, g[here:there])
+                    # selected, because a NaN from later tokens would come through a factor of 0
+                    high[:], low[:] = 0.0, 0.0
+                else:
+                    _collect(dh[at + here : at + there], change[here:there], high, low, g[here:there])
             prefetch(dx, next_at, next_stop)
             prefetch(dgate_x, next_at, next_stop)
             _input_gradients(g[:many], x[at:stop], input_gate, beta, dx[at:stop], dgate_x[at:stop])
             prefetch(dgate_a, next_at, next_stop)
             _decay_gradients(g[:many], gated, past, change, beta, u, slope)
-            part[:] = 0.0
             _gate_gradients(slope[:many], recurrence_gate, dgate_a[at:stop], part[:n])
-            for d in range(n):
-                total[d] += part[d]
+            if t % span == 0:
+                for d in range(n):
+                    total[d] += part[d]
+                part[:] = 0.0
         join(high, low, dh0[start : start + n])
 
 

@@ -48,7 +48,7 @@ def softmax_scan(
     elif not fits_reset(reset, s):
         must = "reset must be (B, L) bool"
     elif not all_float(s, v, z0, o0):
-        must = "every argument but reset must be float"
+        must = "every argument but reset must be float, and all on one device"
     else:
         run = reference.softmax_scan if v.shape[1] <= SHORT else choose("softmax_scan", v.device.type, v.dtype)
         o, last = run(s, v, state, reset)

@@ -134,7 +134,12 @@ def _backward_kernel(
                     dv[at : at + size],
                 )
                 ds[token + k] = weight * (dot(v[at : at + size], g) - c[k])
-                c[k] *= past_weight
+                if past_weight != 0.0:
+                    c[k] *= past_weight
+                else:
+                    # selected, because a NaN from later tokens would come through a weight of 0
+                    c[k] = 0.0
+                    high[here : here + size], low[here : here + size] = 0.0, 0.0
         gradient = do0[start : start + n]
         join(high, low, gradient)
         for k in range(n // size):
