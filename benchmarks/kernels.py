@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -209,6 +210,7 @@ def sweep(ops: Sequence[str], lengths: Sequence[int], repeats: int, device: str)
     rows: list[Row] = []
     with ProgressBar("kernels", len(ops) * len(lengths)) as bar:
         for op in ops:
+            check(SWEEP[op](min(lengths)).to(device))
             cells = []
             for length in lengths:
                 case = SWEEP[op](length).to(device)
@@ -265,6 +267,11 @@ def main() -> None:
         parser.error("--sweep takes lengths of at least 1.")
     if options.plot and not options.sweep:
         parser.error("--plot draws a sweep; add --sweep.")
+    for file in (options.plot, options.json):
+        if file is not None and not file.parent.is_dir():
+            parser.error(f"{file.parent} is no folder; make it first.")
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install rlseq[plot].")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a CUDA device, and torch sees none.")
     set_threads(options.threads[0])

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 Like = int | Callable[..., Tensor]
@@ -71,11 +72,10 @@ def differentiable_node(
             return tuple(out)
 
     def function(*inputs: Any) -> tuple[Tensor, ...]:
+        # only here is forward-mode differentiation refused; the operator alone would drop tangents without a word
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            return Node.apply(*inputs)
         # an autograd.Function that records nothing still costs as much as a small kernel
-        if torch.is_grad_enabled():
-            for one in inputs:
-                if isinstance(one, Tensor) and one.requires_grad:
-                    return Node.apply(*inputs)
         outputs = forward_op(*inputs)
         return outputs[: len(outputs) - private]
 

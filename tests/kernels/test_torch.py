@@ -159,3 +159,14 @@ def test_inference_mode_and_frozen_inputs_work(op: str) -> None:
     public(op)(*leaves)[0].sum().backward()
     full = with_gradients(lambda *a: public(op)(*a)[:1], args)
     assert leaves[0].grad.shape == full[1].shape
+
+
+@pytest.mark.parametrize("op", SCANS)
+# torch's forward mode itself uses torch.jit.script
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_forward_mode_is_an_error_and_not_a_tangent_of_zero(op: str) -> None:
+    args = arguments(op, 1, 5, 2)
+    with torch.autograd.forward_ad.dual_level():
+        args[0] = torch.autograd.forward_ad.make_dual(args[0], torch.ones_like(args[0]))
+        with pytest.raises(RuntimeError, match="jvp"):
+            public(op)(*args)

@@ -18,8 +18,8 @@ def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, reset: Tensor | 
     of h_last and nothing crosses a reset; db = g; da_t = g_t h_{t-1}, 0 at a reset; dh0 = a_1 g_1, 0 if the first
     token is a reset.
 
-    Accumulates in float64 whatever the input, because 1,000 products of decays near 1 lose all 8 bits of bfloat16 and
-    a float32 sum drifts over 1,000,000 steps.
+    Accumulates in float32 pairs of a value and its carried rounding error whatever the input (float64 for float64),
+    because 1,000 products of decays near 1 lose all 8 bits of bfloat16 and a float32 sum drifts over 1,000,000 steps.
 
     Args:
         a: (B, L, D) decay, L >= 1; float32, bfloat16, float16 or float64.

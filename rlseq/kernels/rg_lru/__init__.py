@@ -32,8 +32,8 @@ def rg_lru(
     S = -u a h_{t-1} g + dbeta a^2 u / beta, and u / beta is 0 at u = 0. At a reset only x and gate_x get one. It
     needs no clipping of 1 / beta.
 
-    Gates and decays in float32 (float64 for float64 x), the state in float64. The update is written as a difference,
-    h += expm1(-u) h + beta i x, because a float32 decay of 1 - 1e-6 is 3 % wrong.
+    Gates and decays in float32 (float64 for float64 x), the state as a value and its carried rounding error. The update
+    is written as a difference, h += expm1(-u) h + beta i x, because a float32 decay of 1 - 1e-6 is 3 % wrong.
 
     Args:
         x: (B, L, D) input, L >= 1 and D >= 1; float32, bfloat16, float16 or float64.

@@ -25,7 +25,7 @@ def softmax_scan(
     - C_t). At the end G also gets do_L of the state and C gets <do_L, o_L> - dz_L; do_0 = a_1 G_1; dz_0 = a_1 (<o_0,
     G_1> - C_1). Nothing crosses a reset.
 
-    Weights and z are computed in float64, because float32 z is 3e-3 off at scores of 1e4.
+    z is carried in float64 or as a pair of numbers, because float32 z is 3e-3 off at scores of 1e4.
 
     Args:
         s: (B, L, H) score of each token, L >= 1; float32, bfloat16, float16 or float64; -inf drops a token.

@@ -1,4 +1,4 @@
-"""``softmax_scan`` in Numba: time outside, channels inside; float64 weights, mean and gradient as in ``linear_scan``.
+"""``softmax_scan`` in Numba: time outside, channels inside; mean and gradient as ``linear_scan``'s, float64 weights.
 
 z is carried as m + log u, with m the largest score so far: one exponential a token and head, and no logarithm.
 """
