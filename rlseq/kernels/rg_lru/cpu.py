@@ -220,14 +220,11 @@ def _backward_kernel(
                 past[n:many] = h[at : stop - n]
             for k in range(count - 1, -1, -1):
                 here, there = k * n, (k + 1) * n
+                _collect(dh[at + here : at + there], change[here:there], high, low, g[here:there])
                 if reset.size > 0 and reset[row * length + t + k]:
-                    # the past is dropped and beta is 1
+                    # the past is dropped and beta is 1; the carry is selected, because a NaN passes a factor of 0
                     change[here:there], beta[here:there], past[here:there], u[here:there] = -1.0, 1.0, 0.0, 0.0
-                    _collect(dh[at + here : at + there], change[here:there], high, low, g[here:there])
-                    # selected, because a NaN from later tokens would come through a factor of 0
                     high[:], low[:] = 0.0, 0.0
-                else:
-                    _collect(dh[at + here : at + there], change[here:there], high, low, g[here:there])
             prefetch(dx, next_at, next_stop)
             prefetch(dgate_x, next_at, next_stop)
             _input_gradients(g[:many], x[at:stop], input_gate, beta, dx[at:stop], dgate_x[at:stop])
