@@ -43,9 +43,8 @@ def _environment() -> str:
 
 def _backbone(name: str) -> dict[str, Any]:
     """Sizes at the default width and depth; attention windows of 20 steps with three tokens each."""
-    config = backbones.config_class(name)
-    options = {"window": WINDOW_TOKENS} if hasattr(config(), "window") else {}
-    module = backbones.load(name).build(config(**options))
+    config = backbones.for_tokens(backbones.configure(name), WINDOW_TOKENS)
+    module = backbones.load(name).build(config)
     return {
         "name": name,
         "parameters": backbones.parameter_count(module),

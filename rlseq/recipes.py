@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from rlseq import agents
 from rlseq.agents import behaviour_cloning, decision_transformer
-from rlseq.backbones import configure, hawk
+from rlseq.backbones import configure
 from rlseq.config import EvalConfig, Experiment
 from rlseq.errors import UnknownNameError
 from rlseq.training import OptimConfig, TrainingConfig
@@ -58,7 +58,9 @@ def _table() -> dict[str, Experiment]:
         # Short time constants: with the paper's long ones a policy that stumbled on HalfCheetah medium-replay more
         # often went on failing. Chosen by single runs of 1,500 updates (recurrent, target 4200): score 33; with the
         # paper's 26 (return-to-go not clipped) and 19 (clipped, random forgetting).
-        "default": Experiment(backbone_options=hawk.Config(decay_init="released")),
+        "default": Experiment(backbone_options=configure("hawk", decay_init="released")),
+        "griffin": Experiment(backbone="griffin", backbone_options=configure("griffin", decay_init="released")),
+        "hybrid": Experiment(backbone="hybrid", backbone_options=configure("hybrid", rec={"decay_init": "released"})),
         "transformer": _short(_published(())),
         "behaviour-cloning": Experiment(
             agent="behaviour_cloning",

@@ -196,8 +196,7 @@ def settle(config: Config, backbone_config: Any, *, window: int | None) -> tuple
         window = 200 if recurrent else 20
     tokens = config.tokens if config.tokens != "auto" else ("joint" if recurrent else "interleaved")
     per_step = InterleavedTokens.per_step if tokens == "interleaved" else JointTokens.per_step
-    if getattr(backbone_config, "window", 0) is None:
-        backbone_config = replace(backbone_config, window=per_step * window)
+    backbone_config = backbones.for_tokens(backbone_config, per_step * window)
     dropout = getattr(backbone_config, "dropout", 0.0)
     config = replace(
         config,

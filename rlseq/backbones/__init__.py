@@ -32,6 +32,7 @@ __all__ = [
     "build",
     "config_class",
     "configure",
+    "for_tokens",
     "is_recurrent",
     "load",
     "parameter_count",
@@ -114,8 +115,16 @@ def build(name: str, *, width: int, depth: int, **options: Any) -> nn.Module:
 
 
 def is_recurrent(config: Any) -> bool:
-    """True unless the Config says ``recurrent: ClassVar[bool] = False``; agents choose tokens and windows by it."""
+    """True unless the Config's ``recurrent`` is False; agents choose tokens and windows by it."""
     return bool(getattr(config, "recurrent", True))
+
+
+def for_tokens(config: Any, tokens: int) -> Any:
+    """The Config for training windows of ``tokens`` tokens: fills in what stands for them, such as a window of None.
+
+    A plug-in's Config takes part by a method of that name.
+    """
+    return config.for_tokens(tokens) if hasattr(config, "for_tokens") else config
 
 
 def _can_be_found(name: str) -> bool:

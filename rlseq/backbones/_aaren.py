@@ -8,11 +8,31 @@ Source: Feng et al. 2024, "Attention as an RNN", arXiv 2405.13956, sections 3.2 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
+from rlseq.backbones._protocol import check_positive
+from rlseq.backbones._stack import MixerConfig
 from rlseq.errors import ConfigError
 from rlseq.kernels import SoftmaxState, softmax_scan
+
+
+@dataclass(frozen=True)
+class AarenConfig(MixerConfig):
+    """Options of an Aaren mixer."""
+
+    heads: int = 4
+    """Attention heads; they divide the width. Each has one score for every token."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("aaren", heads=self.heads)
+
+    def mixer(self, width: int, dropout: float, output_std_scale: float) -> AarenMixer:
+        """See ``MixerConfig.mixer``; attention weights are never formed, so none is dropped."""
+        return AarenMixer(width, self.heads)
 
 
 class AarenMixer(nn.Module):

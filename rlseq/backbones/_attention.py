@@ -1,82 +1,165 @@
-"""Causal multi-head attention over the last ``window`` tokens, with a ring buffer of keys and values as its state."""
+"""Causal softmax attention over the last ``window`` tokens, with a ring buffer of keys and values as its state.
+
+    o_t^h = sum_j softmax_j(q_t^h k_j^g / sqrt(E)) v_j^g,  t - window < j <= t,  g = the key head of query head h
+
+Sources: multi-query heads, Shazeer 2019, arXiv 1911.02150; rotary positions, Su et al. 2021, arXiv 2104.09864.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlseq.backbones._protocol import check_positive
+from rlseq.backbones._rope import rotate
+from rlseq.backbones._stack import WindowConfig, fan_in_linear
 from rlseq.errors import ConfigError
-from rlseq.kernels import AttentionState, local_attention
+from rlseq.kernels import AttentionState, ChunkState, local_attention, positions
+
+
+@dataclass(frozen=True)
+class AttentionConfig(WindowConfig):
+    """Options of softmax attention."""
+
+    heads: int = 4
+    """Query heads; they divide the width."""
+    key_heads: int | None = None
+    """Heads of keys and values; they divide the query heads, and 1 is multi-query. None: one for every query head."""
+    rope: float = 1.0
+    """Share of a head's entries that rotary position embedding turns, in [0, 1]; 0: no positions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("attention", heads=self.heads)
+        if self.key_heads is not None:
+            check_positive("attention", key_heads=self.key_heads)
+        if not 0.0 <= self.rope <= 1.0:
+            raise ConfigError(f"attention: rope must be in [0, 1], got {self.rope}. 0 turns it off.")
+
+    def mixer(self, width: int, dropout: float, output_std_scale: float) -> AttentionMixer:
+        """See ``MixerConfig.mixer``."""
+        return AttentionMixer(
+            width,
+            self.heads,
+            self.ring(),
+            dropout,
+            key_heads=self.key_heads,
+            rope=self.rope,
+            output_std_scale=output_std_scale,
+        )
 
 
 class AttentionMixer(nn.Module):
-    """o_t = W_o concat_h softmax(q_t^h K^h / sqrt(E)) V^h + b_o over tokens t - W + 1 .. t of the episode.
+    """y_t = W_o concat_h o_t^h + b_o over the tokens t - W + 1 .. t of the episode.
 
     Args:
         width: D; E = D / heads.
         heads: H.
         window: W, number of keys a query sees, its own included.
         dropout: on the attention weights, in training only.
+        key_heads: number of heads of keys and values; H if None.
+        rope: share of a head's entries that are rotated by the position since the last reset; rounded down to pairs.
+        output_std_scale: factor on the standard deviation 1/sqrt(D) of W_o's initial values.
 
     Raises:
-        ConfigError: width is no multiple of heads.
+        ConfigError: width is no multiple of heads, or heads none of key_heads.
     """
 
-    def __init__(self, width: int, heads: int, window: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        window: int,
+        dropout: float = 0.0,
+        *,
+        key_heads: int | None = None,
+        rope: float = 0.0,
+        output_std_scale: float = 1.0,
+    ) -> None:
         super().__init__()
-        if width % heads:
+        self.key_heads = heads if key_heads is None else key_heads
+        if width % heads or heads % self.key_heads:
             raise ConfigError(
-                f"AttentionMixer: width must be a multiple of heads, got {width} and {heads}. Change one."
+                "AttentionMixer: width must be a multiple of heads, and heads of key_heads, "
+                f"got {width}, {heads} and {self.key_heads}. Change one."
             )
         self.heads = heads
+        self.size = width // heads
+        self.rotated = 2 * int(rope * self.size / 2)
         self.window = window
         self.dropout = dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = fan_in_linear(width, (heads + 2 * self.key_heads) * self.size)
+        self.out = fan_in_linear(width, width, output_std_scale)
 
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> AttentionState:
-        """An empty ring: key and value (B, W, H, E), count (B,) int64."""
+        """An empty ring: key and value (B, W, Hk, E), count (B,) int64."""
         weight = self.out.weight
         device = weight.device if device is None else device
         dtype = weight.dtype if dtype is None else dtype
-        size = len(weight) // self.heads
-        return AttentionState.zeros(batch_size, self.window, self.heads, size, device=device, dtype=dtype)
+        return AttentionState.zeros(batch_size, self.window, self.key_heads, self.size, device=device, dtype=dtype)
 
     def forward(
         self, x: Tensor, state: AttentionState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, AttentionState]:
         """(B, L, D), (B, L) -> (B, L, D), ring after the last token."""
-        if state is not None and reset is not None:
-            state = _forget(state, reset[:, 0])
-        q, k, v = self.qkv(x).unflatten(-1, (3 * self.heads, -1)).chunk(3, dim=-2)
+        q, k, v = self._project(x, token_positions(x, state, reset))
         dropout = self.dropout if self.training else 0.0
         attended, state = local_attention(q, k, v, self.window, state=state, reset=reset, dropout=dropout)
         return self.out(attended.flatten(-2)), state
 
     def step(self, x: Tensor, state: AttentionState, reset: Tensor | None = None) -> tuple[Tensor, AttentionState]:
         """(B, D), (B,) -> (B, D), next ring; plain tensor code, because acting is bound by the number of calls."""
-        key, value, count = state if reset is None else _forget(state, reset)
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        slot = torch.remainder(count, self.window).view(-1, 1, 1, 1).expand(-1, 1, *k.shape[1:])
-        key = key.scatter(1, slot, k.unsqueeze(1).to(key.dtype))
-        value = value.scatter(1, slot, v.unsqueeze(1).to(value.dtype))
-        filled = torch.arange(self.window, device=count.device) <= count.unsqueeze(1)
+        state = state if reset is None else forget(state, reset)
+        q, k, v = self._project(x, state.count)
+        seen, state = write(state, k, v)
         attended = F.scaled_dot_product_attention(
-            q.unsqueeze(2),
-            key.to(q.dtype).transpose(1, 2),
-            value.to(q.dtype).transpose(1, 2),
-            attn_mask=filled[:, None, None, :],
+            q.unflatten(1, (self.key_heads, -1)),
+            state.key.to(q.dtype).transpose(1, 2),
+            state.value.to(q.dtype).transpose(1, 2),
+            attn_mask=(seen >= 0)[:, None, None, :],
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.out(attended.flatten(1)), AttentionState(key, value, count + 1)
+        return self.out(attended.flatten(1)), state
+
+    def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (..., H, E), keys and values (..., Hk, E) of tokens (..., D) at positions (...)."""
+        heads = self.qkv(x).unflatten(-1, (-1, self.size))
+        qk, v = heads.split((self.heads + self.key_heads, self.key_heads), dim=-2)
+        q, k = rotate(qk, position, self.rotated).split((self.heads, self.key_heads), dim=-2)
+        return q, k, v
 
 
-def _forget(state: AttentionState, reset: Tensor) -> AttentionState:
+def token_positions(x: Tensor, state: AttentionState | ChunkState | None, reset: Tensor | None) -> Tensor:
+    """Position since the last reset of every token of x (B, L, D), (B, L) int64; a state's count goes before them."""
+    count = x.new_zeros(len(x), dtype=torch.int64) if state is None else state.count
+    return positions(count, reset, x.shape[1])
+
+
+def forget(state: AttentionState, reset: Tensor) -> AttentionState:
     """Empty the rings of the rows (B,) that start anew; by selection, because a weight of 0 does not silence a NaN."""
     rows = reset[:, None, None, None]
     return AttentionState(
         state.key.masked_fill(rows, 0.0), state.value.masked_fill(rows, 0.0), state.count.masked_fill(reset, 0)
     )
+
+
+def write(state: AttentionState, k: Tensor, v: Tensor) -> tuple[Tensor, AttentionState]:
+    """One token's key and value (B, Hk, E) into the ring.
+
+    Returns:
+        (B, W) distance of every slot's token from the new one, negative where a slot is empty; the next ring.
+    """
+    key, value, count = state
+    window = key.shape[1]
+    slot = torch.remainder(count, window)
+    index = slot.view(-1, 1, 1, 1)
+    key = key.scatter(1, index.expand(-1, 1, *key.shape[2:]), k.unsqueeze(1).to(key.dtype))
+    value = value.scatter(1, index.expand(-1, 1, *value.shape[2:]), v.unsqueeze(1).to(value.dtype))
+    distance = torch.remainder(slot.unsqueeze(1) - torch.arange(window, device=count.device), window)
+    seen = torch.where(distance <= count.unsqueeze(1), distance, -1)
+    return seen, AttentionState(key, value, count + 1)

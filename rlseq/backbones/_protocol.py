@@ -96,6 +96,13 @@ def check_fraction(where: str, **values: object) -> None:
             raise ConfigError(f"{where}: {name} must be in [0, 1), got {value!r}. 0 turns it off.")
 
 
+def check_bool(where: str, **values: object) -> None:
+    """Raise ConfigError for the first value that is neither True nor False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where}: {name} must be True or False, got {value!r}. Give one of them.")
+
+
 def check_choice(where: str, choices: Iterable[str], **values: str) -> None:
     """Raise ConfigError for the first value that is not one of the choices."""
     for name, value in values.items():

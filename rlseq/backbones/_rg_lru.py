@@ -7,19 +7,40 @@ Source: De et al. 2024, arXiv 2402.19427, figure 2c and section 2.3; RG-LRU is i
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlseq.backbones._stack import fan_in_linear
+from rlseq.backbones._protocol import check_choice, check_positive
+from rlseq.backbones._stack import MixerConfig, fan_in_linear
 from rlseq.kernels import causal_conv, rg_lru
 
 CONV_WIDTH = 4
 DECAY_EXPONENT = 8.0
 
 DecayInit: TypeAlias = Literal["paper", "released"]
+
+
+@dataclass(frozen=True)
+class RecurrentConfig(MixerConfig):
+    """Options of a recurrent block."""
+
+    heads: int = 4
+    """Diagonal blocks of the gates' matrices."""
+    decay_init: DecayInit = "paper"
+    """Initial time constants at half-open gates: paper 19 to 2,000 steps, released 2.4 to 250 steps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("rec", heads=self.heads)
+        check_choice("rec", get_args(DecayInit), decay_init=self.decay_init)
+
+    def mixer(self, width: int, dropout: float, output_std_scale: float) -> RecurrentMixer:
+        """See ``MixerConfig.mixer``; the block has no dropout inside."""
+        return RecurrentMixer(width, self.heads, self.decay_init, output_std_scale)
 
 
 class RecurrentState(NamedTuple):

@@ -3,14 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from rlseq.backbones._protocol import Mixer, State, check_tokens
-from rlseq.errors import ShapeError
+from rlseq.backbones._protocol import Mixer, State, check_bool, check_fraction, check_positive, check_tokens
+from rlseq.errors import ConfigError, ShapeError
+
+
+class Checked:
+    """Base of all options: ``__post_init__`` may call its parent's, whichever it is."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+
+
+@dataclass(frozen=True)
+class StackConfig(Checked):
+    """Options of every backbone that is a Stack."""
+
+    width: int = 128
+    """Width D of tokens and features."""
+    depth: int | None = 3
+    """Number of layers; a pattern of several kinds repeats. None: one time through the pattern."""
+    dropout: float = 0.0
+    """Fraction dropped of attention weights and of what each half-layer adds, in training only."""
+    gradient_checkpointing: bool = False
+    """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, a third more time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("backbone", width=self.width)
+        if self.depth is not None:
+            check_positive("backbone", depth=self.depth)
+        check_fraction("backbone", dropout=self.dropout)
+        check_bool("backbone", gradient_checkpointing=self.gradient_checkpointing)
+
+
+@dataclass(frozen=True)
+class MixerConfig(Checked):
+    """Options of one kind of mixer, and how it is made from them."""
+
+    recurrent: ClassVar[bool] = True
+    """The state does not grow with how far back the mixer looks."""
+    has_mlp: ClassVar[bool] = True
+    """A layer has an MLP beside the mixer."""
+
+    def mixer(self, width: int, dropout: float, output_std_scale: float) -> Mixer:
+        """A Mixer with fresh weights.
+
+        Args:
+            width: D.
+            dropout: on attention weights, in training only.
+            output_std_scale: factor on the initial values of the linear that writes to the residual stream.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class WindowConfig(MixerConfig):
+    """Options of a mixer that keeps a ring of tokens."""
+
+    recurrent: ClassVar[bool] = False
+
+    window: int | None = None
+    """Keys a token sees, its own included; the state's size. None: the agent sets it to a training window's tokens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window is not None:
+            check_positive("backbone", window=self.window)
+
+    def for_tokens(self, tokens: int) -> Self:
+        """With a window of ``tokens`` where there is none yet."""
+        return self if self.window is not None else replace(self, window=tokens)
+
+    def ring(self) -> int:
+        """The window.
+
+        Raises:
+            ConfigError: it is still None.
+        """
+        if self.window is None:
+            raise ConfigError(
+                "backbone: window must be a number of tokens, got None. Give window=..., such as 3 tokens x K steps."
+            )
+        return self.window
 
 
 class RMSNorm(nn.Module):
@@ -24,6 +106,22 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D), dtype kept."""
         return F.rms_norm(x, self.scale.shape, self.scale + 1.0, self.eps)
+
+
+class ScaleNorm(nn.Module):
+    """y = g x / max(|x|, eps), one learned g that starts at sqrt(D) (Nguyen and Salazar 2019, arXiv 1910.05895, eq. 5).
+
+    FLASH (arXiv 2202.10447, appendix A.1) divides by sqrt(mean(x^2)) instead and starts at 1, which is the same.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(width**0.5))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D), dtype kept."""
+        return self.scale * F.normalize(x, dim=-1, eps=self.eps)
 
 
 class TwoLayerMLP(nn.Module):
@@ -118,11 +216,20 @@ class Stack(nn.Module):
         width: D.
         blocks: the layers, first to last.
         norm: class of the last norm.
+        gradient_checkpointing: in training, keep the layers' inputs alone for the backward pass and run each layer
+            again in it (Chen et al. 2016, arXiv 1604.06174); the numbers stay the same.
     """
 
-    def __init__(self, width: int, blocks: Sequence[Block], norm: Callable[[int], nn.Module] = RMSNorm) -> None:
+    def __init__(
+        self,
+        width: int,
+        blocks: Sequence[Block],
+        norm: Callable[[int], nn.Module] = RMSNorm,
+        gradient_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         self.width = width
+        self.gradient_checkpointing = gradient_checkpointing
         self.blocks = nn.ModuleList(blocks)
         self.last_norm = norm(width)
 
@@ -154,9 +261,13 @@ class Stack(nn.Module):
         check_tokens("forward", x, self.width, reset, rank=3)
         states = (None,) * len(self.blocks) if state is None else state
         self._check_layers("forward", states)
+        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         following = []
         for block, block_state in zip(self._blocks(), states, strict=True):
-            x, block_state = block(x, block_state, reset)
+            if again:
+                x, block_state = checkpoint(block, x, block_state, reset, use_reentrant=False)
+            else:
+                x, block_state = block(x, block_state, reset)
             following.append(block_state)
         return self.last_norm(x), tuple(following)
 

@@ -16,44 +16,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rlseq.backbones._aaren import AarenMixer
-from rlseq.backbones._protocol import check_fraction, check_positive
-from rlseq.backbones._stack import Block, Stack, TwoLayerMLP
-from rlseq.errors import ConfigError
+from rlseq.backbones._aaren import AarenConfig
+from rlseq.backbones._pattern import stack
+from rlseq.backbones._stack import StackConfig
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(AarenConfig, StackConfig):
     """Options of Aaren."""
-
-    width: int = 128
-    """Width D of tokens and features."""
-    depth: int = 3
-    """Number of layers."""
-    dropout: float = 0.0
-    """Fraction dropped of what each half-layer adds, in training only."""
-    heads: int = 4
-    """Attention heads; they divide the width. Each has one score for every token."""
-
-    def __post_init__(self) -> None:
-        check_positive("aaren", width=self.width, depth=self.depth, heads=self.heads)
-        if self.width % self.heads:
-            raise ConfigError(
-                f"aaren: width must be a multiple of heads, got {self.width} and {self.heads} heads. Change one."
-            )
-        check_fraction("aaren", dropout=self.dropout)
 
 
 def build(config: Config) -> nn.Module:
     """A Stack of Aaren layers with fresh weights."""
-    blocks = [
-        Block(
-            config.width,
-            AarenMixer(config.width, config.heads),
-            TwoLayerMLP(config.width, expansion=4),
-            norm=nn.LayerNorm,
-            dropout=config.dropout,
-        )
-        for _ in range(config.depth)
-    ]
-    return Stack(config.width, blocks, norm=nn.LayerNorm)
+    return stack(config, [config], norm="layer", mlp="relu")

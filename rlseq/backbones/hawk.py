@@ -17,47 +17,20 @@ Differs from the paper:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import nn
 
-from rlseq.backbones._protocol import check_choice, check_fraction, check_positive
-from rlseq.backbones._rg_lru import DecayInit, RecurrentMixer
-from rlseq.backbones._stack import Block, GatedMLP, Stack
+from rlseq.backbones._pattern import stack
+from rlseq.backbones._rg_lru import RecurrentConfig
+from rlseq.backbones._stack import StackConfig
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RecurrentConfig, StackConfig):
     """Options of Hawk."""
-
-    width: int = 128
-    """Width D of tokens and features."""
-    depth: int = 3
-    """Number of layers."""
-    dropout: float = 0.0
-    """Fraction dropped of what each half-layer adds, in training only."""
-    heads: int = 4
-    """Diagonal blocks of the gates' matrices."""
-    decay_init: DecayInit = "paper"
-    """Initial time constants at half-open gates: paper 19 to 2,000 steps, released 2.4 to 250 steps."""
-
-    def __post_init__(self) -> None:
-        check_positive("hawk", width=self.width, depth=self.depth, heads=self.heads)
-        check_fraction("hawk", dropout=self.dropout)
-        check_choice("hawk", ("paper", "released"), decay_init=self.decay_init)
 
 
 def build(config: Config) -> nn.Module:
     """A Stack of recurrent layers with fresh weights."""
-    output_std_scale = math.sqrt(2.0 / config.depth)
-    blocks = [
-        Block(
-            config.width,
-            RecurrentMixer(config.width, config.heads, config.decay_init, output_std_scale),
-            GatedMLP(config.width, 3, output_std_scale),
-            dropout=config.dropout,
-        )
-        for _ in range(config.depth)
-    ]
-    return Stack(config.width, blocks)
+    return stack(config, [config])

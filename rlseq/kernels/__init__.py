@@ -7,6 +7,7 @@ everywhere.
 
 from __future__ import annotations
 
+from rlseq.kernels._attention import positions
 from rlseq.kernels._dispatch import Status, status
 from rlseq.kernels._threads import rule_torch
 from rlseq.kernels.causal_conv import causal_conv
@@ -25,6 +26,7 @@ __all__ = [
     "chunk_attention",
     "linear_scan",
     "local_attention",
+    "positions",
     "rg_lru",
     "softmax_scan",
     "status",

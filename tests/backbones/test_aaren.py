@@ -92,7 +92,7 @@ def test_the_query_starts_small_and_the_option_outside_its_range_is_refused() ->
     torch.manual_seed(0)
     queries = torch.cat([AarenMixer(128, 4).query for _ in range(80)])
     assert queries.std().item() == pytest.approx(0.02, rel=BACKBONES["initial std"])
-    with pytest.raises(ConfigError, match="width must be a multiple of heads, got 128 and 3 heads"):
-        aaren.Config(heads=3)
+    with pytest.raises(ConfigError, match="width must be a multiple of heads, got 128 and 3. Change one"):
+        aaren.build(aaren.Config(heads=3))
     with pytest.raises(ConfigError, match="width must be a multiple of heads, got 12 and 5"):
         AarenMixer(12, 5)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rlseq import backbones, conformance
+from rlseq.conformance.__main__ import main
 
 subject = functools.cache(functools.partial(conformance.subject, cases=6, steps=300, compiler="aot_eager"))
 
@@ -81,7 +82,7 @@ def test_dropout_acts_in_training_only(name: str) -> None:
 def test_command_line_prints_a_line_a_law(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     quick = {name: law for name, law in conformance.LAWS.items() if name not in ("compiled_step_equals_eager",)}
     monkeypatch.setattr(conformance, "LAWS", quick)
-    assert conformance.main(["hawk", "--cases", "1", "--steps", "5", "--option", "heads=1"]) == 0
+    assert main(["hawk", "--cases", "1", "--steps", "5", "--option", "heads=1"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("kept") == len(quick)
     assert "heads=1" in printed
@@ -100,7 +101,7 @@ def test_command_line_says_what_is_wrong_and_exits_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        conformance.main(arguments)
+        main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -114,6 +115,6 @@ def test_plug_in_from_outside_is_checked_and_its_exceptions_are_findings(
     monkeypatch.syspath_prepend(tmp_path)
     quick = {name: conformance.LAWS[name] for name in ("no_output_sees_a_later_token", "forward_equals_steps")}
     monkeypatch.setattr(conformance, "LAWS", quick)
-    assert conformance.main(["outside.mine", "--cases", "1"]) == 0
-    assert conformance.main(["outside.mine", "--cases", "1", "--option", "broken=true"]) == 1
+    assert main(["outside.mine", "--cases", "1"]) == 0
+    assert main(["outside.mine", "--cases", "1", "--option", "broken=true"]) == 1
     assert "forward_equals_steps: got ZeroDivisionError: no step here" in capsys.readouterr().out

@@ -105,12 +105,14 @@ def test_missing_window_is_refused_when_built_not_when_configured() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": 3}, "width must be a multiple of heads, got 128 and 3 heads"),
+        ({"heads": 3}, "width must be a multiple of heads, and heads of key_heads, got 128, 3 and 3"),
+        ({"heads": 4, "key_heads": 3}, "heads of key_heads, got 128, 4 and 3"),
+        ({"key_heads": 0}, "key_heads must be a whole number >= 1, got 0"),
         ({"window": 0}, "window must be a whole number >= 1, got 0"),
-        ({"preset": "modern"}, "preset must be one of decision-transformer, got 'modern'"),
+        ({"preset": "new"}, "preset must be one of decision-transformer, modern, got 'new'"),
         ({"dropout": 2}, "dropout must be in"),
     ],
 )
 def test_option_outside_its_range_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        transformer.Config(**options)  # type: ignore[arg-type]
+        backbones.build("transformer", width=128, depth=1, **{"window": 4, **options})

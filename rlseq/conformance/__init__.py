@@ -10,91 +10,34 @@ are small random models, lengths, splits and resets from fixed seeds; dropout is
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import itertools
 import json
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from rlseq import backbones
 from rlseq.backbones import State
+from rlseq.conformance._subject import Case, Subject, cases, subject
 from rlseq.errors import RlseqError
+
+__all__ = ["LAWS", "TOLERANCE", "Case", "ContractError", "Subject", "check", "subject"]
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.065}
 """Largest difference allowed, relative to the largest feature or 1; bfloat16: four times the 0.016 measured."""
 
-SMALL = {"width": 16, "depth": 2, "heads": 2, "window": 5, "chunk": 4}
-"""Options of the models under test, where a Config has them: small, and windows that the cases run past."""
 Law: TypeAlias = Callable[["Subject"], None]
 Run: TypeAlias = Callable[[Any, Tensor, State, Tensor | None], tuple[Tensor, State]]
 
 
 class ContractError(RlseqError, AssertionError):
     """A backbone that does not keep a law of the contract; the message names law, case and difference."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A backbone under test."""
-
-    make: Callable[[], Any]
-    """Makes the model with fresh weights: an nn.Module that keeps the contract."""
-    width: int
-    """Width D of its tokens and features."""
-    config: Any = None
-    """The dataclass that it was made from, if there is one."""
-    cases: int = 12
-    """Random cases a law."""
-    steps: int = 10_000
-    """Steps over which the state must not grow."""
-    compiler: str = "inductor"
-    """Backend of torch.compile; inductor needs a C++ compiler on the machine, aot_eager does not."""
-
-    def model(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
-        """A model in evaluation mode; noise on every parameter, so that a bias that starts at 0 counts too."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = self.make().to(torch.float64).eval()
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.add_(0.1 * torch.randn_like(parameter))
-        return model.to(dtype)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One random model and input: x (B, L, D), reset (B, L) or None, and a token to cut at, 1 <= cut < L."""
-
-    name: str
-    model: Any
-    x: Tensor
-    reset: Tensor | None
-    cut: int
-    generator: torch.Generator
-
-
-def subject(name: str, *, cases: int = 12, steps: int = 10_000, compiler: str = "inductor", **options: Any) -> Subject:
-    """The Subject of a backbone's name (or dotted module), small, with the options given.
-
-    Raises:
-        UnknownNameError, ConfigError: as ``rlseq.backbones.build``.
-    """
-    config_class = backbones.config_class(name)
-    known = [field.name for field in dataclasses.fields(config_class)]
-    options = {option: value for option, value in SMALL.items() if option in known} | options
-    backbones.build(name, **options)
-    config = config_class(**options)
-    return Subject(lambda: backbones.load(name).build(config), config.width, config, cases, steps, compiler)
 
 
 LAWS: dict[str, Law] = {}
@@ -117,7 +60,7 @@ def _law(function: Law) -> Law:
 def forward_equals_any_split(subject: Subject) -> None:
     """Running over L tokens from no state = running from init_state over any pieces of them, the state carried."""
     for dtype in (torch.float64, torch.float32):
-        for case in _cases(subject, dtype):
+        for case in cases(subject, dtype):
             expected, _ = case.model(case.x, None, case.reset)
             cuts = (torch.rand(case.x.shape[1] - 1, generator=case.generator) < 0.3).nonzero()[:, 0] + 1
             state, pieces = case.model.init_state(len(case.x)), []
@@ -132,7 +75,7 @@ def forward_equals_any_split(subject: Subject) -> None:
 def forward_equals_steps(subject: Subject) -> None:
     """One forward over L tokens = L calls of step, from zeros, and from the state that forward left."""
     for dtype in (torch.float64, torch.float32):
-        for case in _cases(subject, dtype):
+        for case in cases(subject, dtype):
             expected, _ = case.model(case.x, None, case.reset)
             got, _ = _steps(case.model, case.x, case.model.init_state(len(case.x)), case.reset)
             _agree(got, expected, case.name)
@@ -143,7 +86,7 @@ def forward_equals_steps(subject: Subject) -> None:
 @_law
 def no_output_sees_a_later_token(subject: Subject) -> None:
     """Changing token t, its reset included, changes no output before t."""
-    for case in _cases(subject):
+    for case in cases(subject):
         expected, _ = case.model(case.x, None, case.reset)
         x = case.x.clone()
         x[:, case.cut :] = torch.randn(x[:, case.cut :].shape, generator=case.generator, dtype=x.dtype) * 100
@@ -155,7 +98,7 @@ def no_output_sees_a_later_token(subject: Subject) -> None:
 @_law
 def rows_do_not_mix(subject: Subject) -> None:
     """A row of a batch gives what it gives alone, in forward and in step, whatever the rows beside it."""
-    for case in _cases(subject):
+    for case in cases(subject):
         together, _ = case.model(case.x, None, case.reset)
         stepped, _ = _steps(case.model, case.x, case.model.init_state(len(case.x)), case.reset)
         for row in range(len(case.x)):
@@ -169,7 +112,7 @@ def rows_do_not_mix(subject: Subject) -> None:
 def packed_row_equals_its_episodes(subject: Subject) -> None:
     """A row with resets = its episodes run apart, each with reset on its first token, whatever came before."""
     for dtype in (torch.float64, torch.float32):
-        for case in _cases(subject, dtype, resets=True):
+        for case in cases(subject, dtype, resets=True):
             assert case.reset is not None
             case.reset[:, 0] = True
             _, before = case.model(case.x.flip(1), None, None)
@@ -187,7 +130,7 @@ def packed_row_equals_its_episodes(subject: Subject) -> None:
 @_law
 def reset_forgets_even_nan(subject: Subject) -> None:
     """A state of NaN and infinity leaves no trace in outputs or states after a reset."""
-    for case in _cases(subject):
+    for case in cases(subject):
         reset = torch.zeros(case.x.shape[:2], dtype=torch.bool)
         reset[:, 0] = True
         expected, clean = case.model(case.x, None, reset)
@@ -206,7 +149,7 @@ def reset_forgets_even_nan(subject: Subject) -> None:
 @_law
 def inputs_are_not_changed(subject: Subject) -> None:
     """Neither method changes tokens, resets or the state that it was given."""
-    for case in _cases(subject):
+    for case in cases(subject):
         _, state = case.model(case.x, None, case.reset)
         for run in (_forward, _steps):
             given = [leaf for leaf in (case.x, case.reset, *_pytree.tree_leaves(state)) if leaf is not None]
@@ -238,7 +181,7 @@ def state_keeps_its_form(subject: Subject) -> None:
 @_law
 def every_parameter_learns(subject: Subject) -> None:
     """Every parameter gets a finite gradient, in forward and in steps."""
-    for case in _cases(subject, torch.float32):
+    for case in cases(subject, torch.float32):
         for run in (_forward, _steps):
             case.model.zero_grad()
             features, _ = run(case.model, case.x, case.model.init_state(len(case.x)), case.reset)
@@ -251,7 +194,7 @@ def every_parameter_learns(subject: Subject) -> None:
 @_law
 def gradients_flow_through_states(subject: Subject) -> None:
     """Tokens and parameters get the same gradients in one forward, in a split with the state carried, and in steps."""
-    for case in _cases(subject):
+    for case in cases(subject):
         weight = torch.randn(case.x[:, case.cut :].shape, generator=case.generator, dtype=case.x.dtype)
         expected: dict[str, Tensor] = {}
         for first, second in ((None, _forward), (_forward, _forward), (_forward, _steps), (_steps, _forward)):
@@ -285,7 +228,7 @@ def compiled_step_equals_eager(subject: Subject) -> None:
 @_law
 def bfloat16_is_close(subject: Subject) -> None:
     """A bfloat16 model, and a float32 model under autocast, give the float32 model's features within the tolerance."""
-    for case in _cases(subject, torch.bfloat16):
+    for case in cases(subject, torch.bfloat16):
         got, _ = case.model(case.x, None, case.reset)
         stepped, _ = _steps(case.model, case.x, case.model.init_state(len(case.x)), case.reset)
         case.model.float()
@@ -317,42 +260,6 @@ def check(subject: Subject) -> Iterator[tuple[str, str | None, float]]:
         except Exception as error:  # noqa: BLE001 (whatever a backbone raises is a finding)
             broken = str(error) if isinstance(error, ContractError) else f"{name}: got {type(error).__name__}: {error}"
         yield name, broken, time.perf_counter() - start
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: a line a law; returns 0 if all are kept, 1 if not, 2 for a wrong name or option."""
-    parser = argparse.ArgumentParser(prog="python -m rlseq.conformance", description="Check a backbone's contract.")
-    parser.add_argument("backbone", help="a name, or the dotted name of a module with Config and build")
-    parser.add_argument("--steps", type=int, default=10_000, help="steps that a state is carried (%(default)s)")
-    parser.add_argument("--cases", type=int, default=40, help="random cases a law (%(default)s)")
-    parser.add_argument("--compiler", default="inductor", help="backend of torch.compile (%(default)s)")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=JSON", help="one of its options")
-    given = parser.parse_args(arguments)
-    try:
-        options = {name: json.loads(value) for name, _, value in (text.partition("=") for text in given.option)}
-        tested = subject(given.backbone, cases=given.cases, steps=given.steps, compiler=given.compiler, **options)
-    except json.JSONDecodeError as error:
-        parser.error(f"--option must be NAME=JSON, such as window=7, got {error.doc!r} as JSON.")
-    except RlseqError as error:
-        parser.error(str(error))
-    print(f"{given.backbone}: {tested.config}")
-    failures = 0
-    for name, broken, seconds in check(tested):
-        failures += broken is not None
-        print(f"{'BROKEN' if broken else 'kept':8}{name:36}{seconds:7.2f} s", f"\n    {broken}" if broken else "")
-    return 1 if failures else 0
-
-
-def _cases(subject: Subject, dtype: torch.dtype = torch.float64, resets: bool | None = None) -> Iterator[Case]:
-    for seed in range(subject.cases):
-        generator = torch.Generator().manual_seed(seed)
-        rows, length = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((1, 5), (2, 25)))
-        x = torch.randn(rows, length, subject.width, generator=generator, dtype=torch.float64).to(dtype)
-        reset = torch.rand(rows, length, generator=generator) < 0.2
-        with_resets = seed % 3 > 0 if resets is None else resets
-        name = f"{dtype}, seed {seed}, B={rows}, L={length}, {'resets' if with_resets else 'no resets'}"
-        cut = int(torch.randint(1, length, (), generator=generator))
-        yield Case(name, subject.model(dtype, seed), x, reset if with_resets else None, cut, generator)
 
 
 def _forward(model: Any, x: Tensor, state: State, reset: Tensor | None) -> tuple[Tensor, State]:
@@ -394,7 +301,3 @@ def _agree(got: Tensor, expected: Tensor, case: str) -> None:
 def _demand(kept: bool | Tensor, must: str, got: str) -> None:
     if not kept:
         raise ContractError(f"must keep {must}, got {got}.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,172 @@
+"""The gated attention unit: attention with one head of small queries, gated by a wide branch, and no MLP beside it.
+
+    u, v, z = silu(W x + b),  u and v of 2 D entries, z of s = min(128, D)
+    y_t = W_o (u_t * o_t) + b_o,  queries and keys are gamma z + beta, rotated by the position
+
+GAU reads the last tokens quadratically: o_t = sum_j relu(q_t k_j / window + bias_{t-j})^2 v_j. FLASH does so inside a
+chunk and adds, linearly, the mean of the earlier chunks: see ``rlseq.kernels.chunk_attention``.
+
+Source: Hua et al. 2022, arXiv 2202.10447, sections 2.2 and 3.2, codes 1 and 8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlseq.backbones._attention import forget, token_positions, write
+from rlseq.backbones._protocol import check_choice, check_positive
+from rlseq.backbones._rope import rotate
+from rlseq.backbones._stack import MixerConfig, StackConfig, WindowConfig, fan_in_linear
+from rlseq.kernels import AttentionState, ChunkState, chunk_attention, local_attention
+
+KEY_SIZE = 128
+EXPANSION = 2
+
+
+@dataclass(frozen=True)
+class GatedStackConfig(StackConfig):
+    """Options of a Stack of gated attention units."""
+
+    depth: int | None = 6
+    """Number of layers; two have about the parameters of an attention layer and its MLP."""
+    norm: Literal["layer", "scale"] = "layer"
+    """layer: LayerNorm; scale: ScaleNorm, one learned number for all entries."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("backbone", ("layer", "scale"), norm=self.norm)
+
+
+@dataclass(frozen=True)
+class GauConfig(WindowConfig):
+    """Options of a GAU layer."""
+
+    has_mlp: ClassVar[bool] = False
+
+    def mixer(self, width: int, dropout: float, output_std_scale: float) -> GauMixer:
+        """See ``MixerConfig.mixer``; relu^2 weights are not dropped."""
+        return GauMixer(width, self.ring(), output_std_scale)
+
+
+@dataclass(frozen=True)
+class FlashConfig(MixerConfig):
+    """Options of a FLASH layer."""
+
+    has_mlp: ClassVar[bool] = False
+
+    chunk: int = 64
+    """Tokens in a chunk: attention is exact inside one and a mean over the earlier ones."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive("flash", chunk=self.chunk)
+
+    def mixer(self, width: int, dropout: float, output_std_scale: float) -> FlashMixer:
+        """See ``MixerConfig.mixer``; relu^2 weights are not dropped."""
+        return FlashMixer(width, self.chunk, output_std_scale)
+
+
+class GatedAttention(nn.Module):
+    """What GAU and FLASH share: the gate, the values, and ``views`` of the small vector as queries and keys.
+
+    Args:
+        width: D.
+        views: number of queries and keys a token.
+        reach: number of distances that have a bias of their own.
+        output_std_scale: factor on the standard deviation 1/sqrt(2 D) of W_o's initial values.
+    """
+
+    def __init__(self, width: int, views: int, reach: int, output_std_scale: float) -> None:
+        super().__init__()
+        self.size = min(KEY_SIZE, width)
+        self.expanded = EXPANSION * width
+        self.inner = fan_in_linear(width, 2 * self.expanded + self.size)
+        self.gamma = nn.Parameter(torch.empty(views, self.size).normal_(std=0.02))
+        self.beta = nn.Parameter(torch.zeros(views, self.size))
+        # relu(bias)^2 sums to 1 over the reach: at first the unit averages, and every distance has a gradient
+        self.bias = nn.Parameter(torch.full((reach,), reach**-0.5))
+        self.out = fan_in_linear(self.expanded, width, output_std_scale)
+
+    def project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Gate u and values v (..., 2 D), and the queries and keys (..., s), of tokens (..., D) at positions (...)."""
+        u, v, z = F.silu(self.inner(x)).split((self.expanded, self.expanded, self.size), dim=-1)
+        views = (z.unsqueeze(-2) * self.gamma + self.beta).to(z.dtype)  # autocast makes z alone bfloat16
+        return u, v, rotate(views, position, self.size // 2 * 2).unbind(-2)
+
+    def device_and_dtype(
+        self, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> tuple[torch.device | str, torch.dtype]:
+        """Those of a new state: the parameters' where None."""
+        weight = self.out.weight
+        return weight.device if device is None else device, weight.dtype if dtype is None else dtype
+
+
+class GauMixer(GatedAttention):
+    """GAU over the last ``window`` tokens of the episode; its state is a ring of them."""
+
+    def __init__(self, width: int, window: int, output_std_scale: float = 1.0) -> None:
+        super().__init__(width, 2, window, output_std_scale)
+        self.window = window
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> AttentionState:
+        """An empty ring: key (B, W, 1, s), value (B, W, 1, 2 D), count (B,) int64."""
+        device, dtype = self.device_and_dtype(device, dtype)
+        return AttentionState.zeros(batch_size, self.window, 1, self.size, self.expanded, device=device, dtype=dtype)
+
+    def forward(
+        self, x: Tensor, state: AttentionState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, AttentionState]:
+        """(B, L, D), (B, L) -> (B, L, D), ring after the last token."""
+        u, q, k, v = self._queries(x, token_positions(x, state, reset))
+        o, state = local_attention(q, k, v, self.window, "relu2", self.bias, state, reset)
+        return self.out(u * o.squeeze(-2)), state
+
+    def step(self, x: Tensor, state: AttentionState, reset: Tensor | None = None) -> tuple[Tensor, AttentionState]:
+        """(B, D), (B,) -> (B, D), next ring; plain tensor code, because acting is bound by the number of calls."""
+        state = state if reset is None else forget(state, reset)
+        u, q, k, v = self._queries(x, state.count)
+        seen, state = write(state, k, v)
+        key, value = (ring.squeeze(2).to(u.dtype) for ring in (state.key, state.value))
+        scores = (key @ q.transpose(1, 2)).squeeze(2) / self.window + self.bias[seen.clamp_min(0)]
+        weights = scores.relu().square().masked_fill(seen < 0, 0.0).to(u.dtype)
+        return self.out(u * (weights.unsqueeze(1) @ value).squeeze(1)), state
+
+    def _queries(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gate u (..., 2 D), q and k (..., 1, s) and v (..., 1, 2 D), with an axis of one head."""
+        u, v, (q, k) = self.project(x, position)
+        return u, q.unsqueeze(-2), k.unsqueeze(-2), v.unsqueeze(-2)
+
+
+class FlashMixer(GatedAttention):
+    """FLASH: quadratic inside a chunk, linear across chunks; its state is one matrix and one chunk of tokens."""
+
+    def __init__(self, width: int, chunk: int, output_std_scale: float = 1.0) -> None:
+        super().__init__(width, 4, chunk, output_std_scale)
+        self.chunk = chunk
+
+    def init_state(
+        self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> ChunkState:
+        """No tokens: two (B, s, 2 D) float64 sums, key (B, C, s), value (B, C, 2 D), count (B,) int64."""
+        device, dtype = self.device_and_dtype(device, dtype)
+        return ChunkState.zeros(batch_size, self.chunk, self.size, self.expanded, device=device, dtype=dtype)
+
+    def forward(
+        self, x: Tensor, state: ChunkState | None = None, reset: Tensor | None = None
+    ) -> tuple[Tensor, ChunkState]:
+        """(B, L, D), (B, L) -> (B, L, D), state after the last token."""
+        u, v, (q_quad, k_quad, q_lin, k_lin) = self.project(x, token_positions(x, state, reset))
+        o, state = chunk_attention(q_quad, k_quad, q_lin, k_lin, v, self.chunk, self.bias, state, reset)
+        return self.out(u * o), state
+
+    def step(self, x: Tensor, state: ChunkState, reset: Tensor | None = None) -> tuple[Tensor, ChunkState]:
+        """(B, D), (B,) -> (B, D), next state."""
+        y, state = self(x.unsqueeze(1), state, None if reset is None else reset.unsqueeze(1))
+        return y.squeeze(1), state

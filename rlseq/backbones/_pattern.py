@@ -1,0 +1,53 @@
+"""A Stack from a pattern of mixers: what ``hybrid`` offers, and what most backbones are one line of."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from rlseq.backbones._stack import (
+    Block,
+    GatedMLP,
+    MixerConfig,
+    RMSNorm,
+    ScaleNorm,
+    Stack,
+    StackConfig,
+    TwoLayerMLP,
+)
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {"rms": RMSNorm, "layer": nn.LayerNorm, "scale": ScaleNorm}
+MLPS: dict[str, Callable[[int, float], nn.Module]] = {
+    "gated": lambda width, output_std_scale: GatedMLP(width, 3, output_std_scale),
+    "relu": lambda width, output_std_scale: TwoLayerMLP(width, 4),
+}
+
+
+def stack(config: StackConfig, pattern: Sequence[MixerConfig], norm: str = "rms", mlp: str = "gated") -> Stack:
+    """``config.depth`` layers whose mixers repeat the pattern, one time through it if None, with fresh weights.
+
+    Args:
+        config: sizes of the stack.
+        pattern: the mixers' options, first layer first.
+        norm: a name of NORMS, for all layers and after the last one.
+        mlp: a name of MLPS, for the layers that have one.
+
+    Raises:
+        ConfigError: options that do not fit the width.
+    """
+    depth = len(pattern) if config.depth is None else config.depth
+    output_std_scale = math.sqrt(2.0 / depth)
+    blocks = [
+        Block(
+            config.width,
+            layer.mixer(config.width, config.dropout, output_std_scale),
+            MLPS[mlp](config.width, output_std_scale) if layer.has_mlp else None,
+            norm=NORMS[norm],
+            dropout=config.dropout,
+        )
+        for layer in itertools.islice(itertools.cycle(pattern), depth)
+    ]
+    return Stack(config.width, blocks, NORMS[norm], config.gradient_checkpointing)

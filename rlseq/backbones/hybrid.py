@@ -1,0 +1,107 @@
+"""Stage 5 of 7: any sequence of mixers in one stack: ``--backbone.pattern rec rec aaren flash local``.
+
+Layers of x += mixer(norm(x)); x += mlp(norm(x)), the mixers in the order of the pattern:
+
+    rec    gated linear recurrence of ``hawk``                   (arXiv 2402.19427, eq. 1-4)
+    attn   softmax attention over the window                     (arXiv 1706.03762, eq. 1)
+    local  the same over a short window, multi-query             (``griffin``)
+    aaren  softmax attention of a learned query to all so far    (arXiv 2405.13956, section 3)
+    gau    gated attention unit over the window, no MLP          (arXiv 2202.10447, section 2.2)
+    flash  gated attention unit at linear cost, no MLP           (arXiv 2202.10447, section 3.2)
+
+Each kind has options of its own (``--backbone.local.window 32``), the same for all of its layers. ``hawk``,
+``griffin``, ``aaren``, ``transformer``, ``gau`` and ``flash`` are patterns of this stack.
+
+Differs from the papers: none of them mixes more than two kinds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self, get_args
+
+from torch import nn
+
+from rlseq.backbones._aaren import AarenConfig
+from rlseq.backbones._attention import AttentionConfig
+from rlseq.backbones._gated_attention import FlashConfig, GauConfig
+from rlseq.backbones._pattern import MLPS, NORMS, stack
+from rlseq.backbones._protocol import check_choice
+from rlseq.backbones._rg_lru import RecurrentConfig
+from rlseq.backbones._stack import MixerConfig, StackConfig, WindowConfig
+from rlseq.errors import ConfigError, UnknownNameError
+
+Kind = Literal["rec", "attn", "local", "aaren", "gau", "flash"]
+
+
+@dataclass(frozen=True)
+class Config(StackConfig):
+    """Options of a stack of mixers. A kind's options may be given as a dictionary."""
+
+    depth: int | None = None
+    """Number of layers; the pattern repeats. None: one time through the pattern."""
+    pattern: tuple[Kind, ...] = ("rec", "aaren", "local")
+    """Kinds of the layers, first to last."""
+    norm: Literal["rms", "layer", "scale"] = "rms"
+    """Norm of every layer and after the last: RMSNorm, LayerNorm or ScaleNorm."""
+    mlp: Literal["gated", "relu"] = "gated"
+    """gated: GeLU-gated MLP of 3 D units; relu: two linears with 4 D units. gau and flash layers have none."""
+    rec: RecurrentConfig = field(default_factory=RecurrentConfig)
+    attn: AttentionConfig = field(default_factory=AttentionConfig)
+    local: AttentionConfig = field(default_factory=lambda: AttentionConfig(window=64, key_heads=1, rope=0.5))
+    aaren: AarenConfig = field(default_factory=AarenConfig)
+    gau: GauConfig = field(default_factory=GauConfig)
+    flash: FlashConfig = field(default_factory=FlashConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("hybrid", NORMS, norm=self.norm)
+        check_choice("hybrid", MLPS, mlp=self.mlp)
+        # JSON has lists and dictionaries for tuples and records
+        object.__setattr__(self, "pattern", tuple(self.pattern))
+        if not self.pattern:
+            raise ConfigError(
+                "hybrid: pattern must name at least one kind of layer, got none. Give --backbone.pattern."
+            )
+        for kind in self.pattern:
+            if kind not in get_args(Kind):
+                raise UnknownNameError("kind of layer", kind, get_args(Kind))
+        for kind in get_args(Kind):
+            given = getattr(self, kind)
+            if isinstance(given, dict):
+                object.__setattr__(self, kind, _with(kind, given))
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether a layer carries what is older than any window."""
+        return any(layer.recurrent for layer in self.layers)
+
+    @property
+    def layers(self) -> list[MixerConfig]:
+        """The options of every layer of the pattern."""
+        return [getattr(self, kind) for kind in self.pattern]
+
+    def for_tokens(self, tokens: int) -> Self:
+        """With windows of ``tokens`` where there are none yet."""
+        options = {kind: getattr(self, kind) for kind in get_args(Kind)}
+        rings: dict[str, Any] = {k: v.for_tokens(tokens) for k, v in options.items() if isinstance(v, WindowConfig)}
+        return replace(self, **rings)
+
+
+def _with(kind: str, given: dict[str, Any]) -> Any:
+    """A kind's default options with the given ones."""
+    default = getattr(Config(), kind)
+    known = [option.name for option in fields(default)]
+    for name in given:
+        if name not in known:
+            raise UnknownNameError(f"option of hybrid.{kind}", name, known)
+    return replace(default, **given)
+
+
+def build(config: Config) -> nn.Module:
+    """A Stack of the pattern's layers with fresh weights.
+
+    Raises:
+        ConfigError: a window that the pattern needs is still None, or heads do not divide the width.
+    """
+    return stack(config, config.layers, norm=config.norm, mlp=config.mlp)
