@@ -1,128 +1,231 @@
-"""Env-steps/s of training and microseconds a step of acting, for every backbone, side by side in one run.
+"""Env-steps/s of training for every backbone, beside each other and Hugging Face's Decision Transformer, in one run.
 
-python benchmarks/train.py [--backbones hawk transformer] [--threads 1] [--updates 12] [--steps 200] [--json FILE]
+python benchmarks/train.py [--tables joint-20 ...] [--backbones hawk aaren ...] [--rounds 7] [--json FILE]
+python benchmarks/train.py --tables sweep --plot FILE.png
+python benchmarks/train.py --tables acting
 
-Whole optimiser updates of 1,280 environment steps (1,200 at K = 200), then `Policy.act` at batch 1 and 64, recurrent
-and window. An agent whose steps do not equal its window is not timed.
+Tables: joint-20 (1,280 environment steps an update as 64 windows of 20, one token a step), interleaved-20 (three
+tokens a step), interleaved-1000 (one window of 1,000 steps, 3,000 tokens, attention over all of them), sweep (joint,
+4,096 steps an update, rows of K = 20 to 4,096), acting (`Policy.act` at batch 1 and 64).
+Whole optimiser updates: batch, forward, backward, clip, AdamW; no dropout; every backbone is as wide as it must be to
+have the parameters of the Transformer of width 128 and depth 3. The contenders take turns, so that noise of the machine
+hits all. An agent whose steps do not equal its window is not timed. Memory is what the process's resident set rose by.
+`pip install transformers` brings the rival; without it, its row is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.util
 import json
+import shlex
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from train_contenders import (
+    RIVAL,
+    Contender,
+    agent_of,
+    names,
+    options_of,
+    ours,
+    parameters,
+    peak_megabytes,
+    rival,
+    width_for,
+)
 
-from rlseq import agents, backbones, data
+from rlseq import backbones, data
+from rlseq.progress import ProgressBar
 from rlseq.provenance import provenance
-from rlseq.training import OptimConfig, Trainer, TrainingConfig
 
+Row = dict[str, Any]
+TABLES = {"joint-20": ("joint", 20), "interleaved-20": ("interleaved", 20), "interleaved-1000": ("interleaved", 1000)}
 STEPS_PER_UPDATE = 1280
-SETTINGS = {
-    "transformer": ((20, "interleaved"), (20, "joint")),
-    "": ((20, "joint"), (200, "joint"), (20, "interleaved")),
-}
-SAME = 1e-4
-"""Largest difference of actions in [-1, 1] between one window and its steps: float32, three layers, 20 steps."""
+SWEEP = (20, 64, 200, 512, 1024, 2048, 4096)
+SWEEP_STEPS = 4096
+WIDTH = 128
 
 
-def check(agent: agents.Agent, store: data.TrajectoryStore) -> None:
-    """Steps with a carried state give the actions of one window; SystemExit where not."""
-    one = data.make_sampler(store.episodes([0]), data.SamplerConfig("stream", 20, 1), 0)
-    batch = next(one)
-    inputs = agent.eval().window_inputs(batch)
-    with torch.inference_mode():
-        whole, _ = agent(inputs)
-        state, steps = agent.init_state(1), []
-        for t in range(20):
-            action, state = agent.step(type(inputs)(*(x[:, t : t + 1] for x in inputs)), state)
-            steps.append(action)
-    difference = float((torch.stack(steps, dim=1) - whole).abs().max())
-    if not difference < SAME:
-        raise SystemExit(
-            f"refused to time {type(agent.backbone).__name__}: steps differ from the window by {difference}."
+def timed(contenders: Sequence[Contender], rounds: int, bar: Callable[[str], None]) -> list[list[float]]:
+    """Seconds of an update of each contender, measured in turns; the two updates that measured memory warmed up."""
+    seconds: list[list[float]] = [[] for _ in contenders]
+    for turn in range(rounds):
+        for contender, own in zip(contenders, seconds, strict=True):
+            began = time.perf_counter()
+            contender.update()
+            own.append(time.perf_counter() - began)
+            bar(f"{contender.name} {turn + 1}/{rounds}")
+    return seconds
+
+
+def rows_of(contenders: Sequence[tuple[Contender, float]], rounds: int) -> list[Row]:
+    """Figures of contenders that were timed side by side."""
+    with ProgressBar("updates", rounds * len(contenders)) as bar:
+        done = iter(range(1, rounds * len(contenders) + 1))
+        seconds = timed([one for one, _ in contenders], rounds, lambda text: bar.update(next(done), text))
+    rows = []
+    for (one, memory), own in zip(contenders, seconds, strict=True):
+        speed = sorted(one.steps / s for s in own)
+        rows.append(
+            {
+                "contender": one.name,
+                "tokens": one.tokens,
+                "window": one.window,
+                "width": one.width,
+                "parameters": one.parameters,
+                "env_steps_per_s": statistics.median(speed),
+                "least": speed[0],
+                "most": speed[-1],
+                "peak_megabytes": memory,
+            }
         )
+    return rows
 
 
-def timed(function: Callable[[], object], repeats: int, warm_up: int = 3) -> tuple[float, float, float]:
-    """(median, least, most) seconds of a call."""
-    for _ in range(warm_up):
-        function()
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds), min(seconds), max(seconds)
+def compare(chosen: Sequence[str], store: data.TrajectoryStore, tokens: str, window: int, rounds: int) -> list[Row]:
+    """One table: every contender at K = window."""
+    wanted = parameters("transformer", WIDTH)
+    cut = data.SamplerConfig("window", window, max(1, STEPS_PER_UPDATE // window))
+    made = [
+        peak_megabytes(functools.partial(ours, name, store, cut, tokens, width_for(name, wanted)))
+        for name in chosen
+        if name != RIVAL
+    ]
+    if RIVAL in chosen:
+        made.append(peak_megabytes(functools.partial(rival, store, cut, WIDTH)))
+    rows = rows_of(made, rounds)
+    speed = {row["contender"]: row["env_steps_per_s"] for row in rows}
+    against = [name for name in (RIVAL, "transformer") if name in speed]
+    print(f"\n{tokens}, K = {window}, {cut.batch_size * window:,} environment steps an update\n")
+    print("| backbone | width | parameters | env-steps/s | least .. most | peak MB |", end="")
+    print("".join(f" / {name} |" for name in against))
+    print("|---" * (6 + len(against)) + "|")
+    for row in rows:
+        ratios = "".join(f" {row['env_steps_per_s'] / speed[name]:.2f} |" for name in against)
+        print(
+            f"| {row['contender']} | {row['width']} | {row['parameters']:,} | {row['env_steps_per_s']:,.0f} "
+            f"| {row['least']:,.0f} .. {row['most']:,.0f} | {row['peak_megabytes']:,.0f} |{ratios}",
+            flush=True,
+        )
+    return rows
 
 
-def train_speed(agent: agents.Agent, store: data.TrajectoryStore, window: int, updates: int) -> dict[str, float]:
-    """Env-steps/s over whole updates: batch, forward, backward, clip, AdamW."""
-    sampler = data.make_sampler(store, data.SamplerConfig("window", window, STEPS_PER_UPDATE // window), 0)
-    trainer = Trainer(agent.train(), sampler, TrainingConfig(updates=10_000), OptimConfig(), progress=False)
-    steps = window * (STEPS_PER_UPDATE // window)
-    median, least, most = timed(trainer.step, updates)
-    return {"median": steps / median, "least": steps / most, "most": steps / least}
+def sweep(chosen: Sequence[str], store: data.TrajectoryStore, rounds: int) -> list[Row]:
+    """Microseconds of an environment step by K, joint tokens, whole episodes end to end in rows of K."""
+    wanted = parameters("transformer", WIDTH)
+    rows: list[Row] = []
+    print(f"\njoint, {SWEEP_STEPS:,} environment steps an update: us of a step by K\n")
+    print("| backbone | " + " | ".join(map(str, SWEEP)) + " |\n" + "|---" * (len(SWEEP) + 1) + "|", flush=True)
+    for name in chosen:
+        if name == RIVAL:
+            continue
+        width = width_for(name, wanted)
+        cuts = [data.SamplerConfig("stream", window, SWEEP_STEPS // window) for window in SWEEP]
+        made = [peak_megabytes(functools.partial(ours, name, store, cut, "joint", width)) for cut in cuts]
+        found = rows_of(made, rounds)
+        print(f"| {name} | " + " | ".join(f"{1e6 / row['env_steps_per_s']:.0f}" for row in found) + " |", flush=True)
+        rows += found
+    return rows
 
 
-def act_speed(agent: agents.Agent, rows: int, mode: str, steps: int) -> dict[str, float]:
-    """Microseconds of a call of `Policy.act` for `rows` environments, in the middle of an episode."""
-    policy = agent.policy(rows, mode=mode)
-    obs = np.random.default_rng(0).normal(size=(rows, agent.info.obs_size))
-    policy.act(obs)
-    reward = np.zeros(rows)
-    median, least, most = timed(lambda: policy.act(obs, reward), steps, warm_up=min(agent.window, 250))
-    return {"median": 1e6 * median, "least": 1e6 * least, "most": 1e6 * most, "state_bytes": policy.state_bytes}
+def plot(rows: Sequence[Row], file: Path) -> None:
+    """Time of an environment step over K, both logarithmic: a line that does not rise is linear time."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8.4, 4.2), layout="constrained")
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        points = [(row["window"], 1e6 / row["env_steps_per_s"]) for row in rows if row["contender"] == name]
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="K, environment steps in a row", ylabel="us of training a step")
+    axes.set_title("Time of training an environment step against K (flat = linear in K)")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper")
+    figure.savefig(file, dpi=120)
+
+
+def acting(chosen: Sequence[str], store: data.TrajectoryStore, steps: int) -> list[Row]:
+    """Microseconds of `Policy.act` in the middle of an episode: default widths, K = 20, both modes, batch 1 and 64."""
+    rows: list[Row] = []
+    print("\n| backbone | mode | batch | us a step | least .. most | state bytes |\n|---|---|---|---|---|---|")
+    for name in chosen:
+        if name == RIVAL:
+            continue
+        tokens = "joint" if backbones.is_recurrent(backbones.configure(options_of(name)[0])) else "interleaved"
+        agent = agent_of(name, store, 20, tokens, WIDTH).eval()
+        for mode in ("recurrent", "window"):
+            for batch in (1, 64):
+                policy = agent.policy(batch, mode=mode)
+                obs = np.random.default_rng(0).normal(size=(batch, agent.info.obs_size))
+                policy.act(obs)
+                reward = np.zeros(batch)
+                seconds = []
+                for _ in range(steps + agent.window):
+                    began = time.perf_counter()
+                    policy.act(obs, reward)
+                    seconds.append(1e6 * (time.perf_counter() - began))
+                own = seconds[agent.window :]
+                row = {"contender": name, "mode": mode, "batch": batch, "us": statistics.median(own)}
+                rows.append(row | {"least": min(own), "most": max(own), "state_bytes": policy.state_bytes})
+                print(
+                    f"| {name} | {mode} | {batch} | {row['us']:,.0f} | {min(own):,.0f} .. {max(own):,.0f} "
+                    f"| {policy.state_bytes:,} |",
+                    flush=True,
+                )
+    return rows
 
 
 def main() -> None:
-    """Prints two tables and where they were measured."""
+    """Prints the tables and where they were measured."""
+    everything = [*names(), *([RIVAL] if importlib.util.find_spec("transformers") else [])]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbones", nargs="+", default=backbones.available(), help="names or dotted plug-ins")
+    parser.add_argument(
+        "--tables", nargs="+", choices=[*TABLES, "sweep", "acting"], default=[*TABLES], help="default: the first three"
+    )
+    parser.add_argument("--backbones", nargs="+", default=everything, metavar="NAME", help=", ".join(everything))
     parser.add_argument("--dataset", default="bundled:halfcheetah-medium-replay")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch and of the kernels")
-    parser.add_argument("--updates", type=int, default=12, help="updates timed, after 3 to warm up")
-    parser.add_argument("--steps", type=int, default=200, help="acting steps timed")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--threads", type=int, default=1, help="of torch and of the kernels")
+    parser.add_argument("--rounds", type=int, default=7, help="updates of each contender that are timed")
+    parser.add_argument("--steps", type=int, default=200, help="acting steps that are timed")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="with the table sweep: draw it (needs matplotlib)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args()
+    unknown = [name for name in options.backbones if name not in everything]
+    if unknown:
+        parser.error(f"--backbones must be of {', '.join(everything)}, got {' '.join(unknown)}.")
+    if min(options.threads, options.rounds, options.steps) < 1:
+        parser.error("--threads, --rounds and --steps must be at least 1.")
+    if options.plot and "sweep" not in options.tables:
+        parser.error("--plot draws the table sweep; add --tables sweep.")
+    for file in (options.plot, options.json):
+        if file is not None and not file.parent.is_dir():
+            parser.error(f"{file.parent} is no folder; make it first.")
     torch.set_num_threads(options.threads)
     store = data.open_dataset(options.dataset)
-    where = provenance("python benchmarks/train.py")
+    where = provenance(shlex.join(["python", "benchmarks/train.py", *sys.argv[1:]]))
     print(json.dumps(where))
-    training, acting = [], []
-    print(f"\n{'backbone':<14}{'K':>5} {'tokens':<12}{'parameters':>11}{'env-steps/s':>13}{'least..most':>19}")
-    for name in options.backbones:
-        for window, tokens in SETTINGS.get(name, SETTINGS[""]):
-            torch.manual_seed(0)
-            agent = agents.DecisionTransformer.for_data(store, name, window=window, tokens=tokens)
-            check(agent, store)
-            row = train_speed(agent, store, window, options.updates)
-            count = backbones.parameter_count(agent)
-            training.append({"backbone": name, "window": window, "tokens": tokens, "parameters": count, **row})
-            spread = f"{row['least']:,.0f}..{row['most']:,.0f}"
-            print(f"{name:<14}{window:>5} {tokens:<12}{count:>11,}{row['median']:>13,.0f}{spread:>19}", flush=True)
-    print(f"\n{'backbone':<14}{'mode':<11}{'K':>5}{'batch':>7}{'us/step':>10}{'least..most':>17}{'state bytes':>13}")
-    for name in options.backbones:
-        window, tokens = SETTINGS.get(name, SETTINGS[""])[0]
-        torch.manual_seed(0)
-        agent = agents.DecisionTransformer.for_data(store, name, window=window, tokens=tokens)
-        for mode in ("recurrent", "window"):
-            for rows in (1, 64):
-                row = act_speed(agent, rows, mode, options.steps)
-                acting.append({"backbone": name, "mode": mode, "window": window, "batch": rows, **row})
-                spread = f"{row['least']:,.0f}..{row['most']:,.0f}"
-                print(
-                    f"{name:<14}{mode:<11}{window:>5}{rows:>7}{row['median']:>10,.0f}{spread:>17}"
-                    f"{row['state_bytes']:>13,.0f}",
-                    flush=True,
-                )
+    figures: dict[str, list[Row]] = {}
+    for table in options.tables:
+        if table == "sweep":
+            figures[table] = sweep(options.backbones, store, options.rounds)
+            if options.plot:
+                plot(figures[table], options.plot)
+        elif table == "acting":
+            figures[table] = acting(options.backbones, store, options.steps)
+        else:
+            figures[table] = compare(options.backbones, store, *TABLES[table], options.rounds)
     if options.json is not None:
-        options.json.write_text(json.dumps({**where, "training": training, "acting": acting}, indent=2) + "\n")
+        options.json.write_text(json.dumps({**where, **figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ KERNELS: dict[str, dict[torch.dtype, float]] = {
     "causal_conv": {torch.float64: 4e-15, torch.float32: 1.7e-6, torch.bfloat16: 1.5e-2, torch.float16: 1.8e-3},
     "local_attention": {torch.float64: 5e-15, torch.float32: 2.5e-6, torch.bfloat16: 2.7e-2, torch.float16: 3.6e-3},
     "chunk_attention": {torch.float64: 1.4e-14, torch.float32: 3.5e-6, torch.bfloat16: 1.9e-2, torch.float16: 2.5e-3},
+    # geglu and rms_norm
+    "token ops": {torch.float64: 3e-14, torch.float32: 6.2e-6, torch.bfloat16: 2e-2, torch.float16: 2.6e-3},
     # 4,096 tokens, values and gradients against float64
     "chunk_attention long": {torch.float32: 1.1e-6},
     # gate logits of +-100: float32 sigmoid and expm1 stop at exp(-87)
@@ -43,17 +45,33 @@ GPU: dict[str, dict[torch.dtype, float]] = {
 BACKBONES: dict[str, float] = {
     # absolute, float64; the laws of the contract are held to ``rlseq.conformance.TOLERANCE``, which users run too
     "hawk features": 3.1e-14,
+    "griffin features": 9.2e-14,
+    "gau features": 1.6e-14,
+    "flash features": 1.7e-14,
+    "attention values": 1.4e-14,
+    "attention gradients": 1.6e-13,
     "aaren features": 8.8e-14,
     "aaren gradients": 7.4e-12,
     "transformer features": 6.5e-15,
     "transformer gradients": 9e-14,
+    "modern features": 3.2e-14,
+    "modern gradients": 4.1e-13,
     # a directional derivative against a central difference of step 1e-5: relative, and absolute where it is near 0
-    "hawk differences": 2.2e-6,
-    "hawk differences near 0": 4e-9,
+    "differences": 9e-7,
+    "differences near 0": 4e-9,
     # absolute, float64 state of a float32 layer: 2,000 tokens through a closed gate; 32,768 equal tokens against the
     # sum of the geometric series
     "hawk held state": 1.2e-12,
     "hawk geometric sum": 2.1e-6,
+    # absolute, over 50 vectors at positions above 1,000,000; a float32 layer against itself 1,000,000 positions on
+    "rotation float64": 5.6e-10,
+    "rotation float32": 1.5e-6,
+    "far attention": 1.9e-6,
+    # absolute, float64 layers: a mean over the window; 50 chunks against one; ScaleNorm's equation
+    "averages": 4.9e-15,
+    "one over chunks": 1e-14,
+    "scale norm": 2.7e-15,
+    "scale norm float32": 9.5e-7,
     # relative; random draws against their distribution, from a fixed seed
     "initial std": 0.017,
     "shortest of 100,000": 0.01,

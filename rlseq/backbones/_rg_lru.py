@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlseq.backbones._protocol import check_choice, check_positive
-from rlseq.backbones._stack import MixerConfig, fan_in_linear
-from rlseq.kernels import causal_conv, rg_lru
+from rlseq.backbones._stack import MixerConfig, fan_in_linear, halves
+from rlseq.kernels import causal_conv, geglu, rg_lru
 
 CONV_WIDTH = 4
 DECAY_EXPONENT = 8.0
@@ -103,11 +103,11 @@ class RecurrentMixer(nn.Module):
     ) -> tuple[Tensor, RecurrentState]:
         """(B, L, D), (B, L) -> (B, L, D), state after the last token."""
         conv_state, hidden = (None, None) if state is None else state
-        left, right = self.inner(x).chunk(2, dim=-1)
+        left, right = halves(self.inner, x)
         left, conv_state = causal_conv(left, self.conv_weight, self.conv_bias, conv_state, reset)
         gate_x, gate_a = self._gates(left).unbind(0)
         left, hidden = rg_lru(left, gate_x, gate_a, self.decay, hidden, reset, c=DECAY_EXPONENT)
-        return self.out(left * F.gelu(right, approximate="tanh")), RecurrentState(conv_state, hidden)
+        return self.out(geglu(right, left)), RecurrentState(conv_state, hidden)
 
     def step(self, x: Tensor, state: RecurrentState, reset: Tensor | None = None) -> tuple[Tensor, RecurrentState]:
         """(B, D), (B,) -> (B, D), next state; plain tensor code, because acting is bound by the number of calls."""
@@ -127,8 +127,7 @@ class RecurrentMixer(nn.Module):
         if reset is not None:
             scale = scale.masked_fill(reset, 1.0)
         hidden = torch.addcmul(scale * input_gate * left, drop, hidden) + hidden
-        mixed = hidden.to(left.dtype) * F.gelu(right, approximate="tanh")
-        return self.out(mixed), RecurrentState(taps[:, 1:].to(conv_state.dtype), hidden)
+        return self.out(geglu(right, hidden.to(left.dtype))), RecurrentState(taps[:, 1:].to(conv_state.dtype), hidden)
 
     def _gates(self, x: Tensor) -> Tensor:
         """Logits (2, ..., R) of the input and the recurrence gate: block-diagonal linears of x (..., R), in one bmm."""

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlseq.backbones._protocol import Mixer, State, check_bool, check_fraction, check_positive, check_tokens
 from rlseq.errors import ConfigError, ShapeError
+from rlseq.kernels import geglu, rms_norm
 
 
 class Checked:
@@ -105,7 +106,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D), dtype kept."""
-        return F.rms_norm(x, self.scale.shape, self.scale + 1.0, self.eps)
+        return rms_norm(x, self.scale + 1.0, self.eps)
 
 
 class ScaleNorm(nn.Module):
@@ -154,8 +155,14 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        gate, value = self.up(x).chunk(2, dim=-1)
-        return self.down(F.gelu(gate, approximate="tanh") * value)
+        return self.down(geglu(*halves(self.up, x)))
+
+
+def halves(linear: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The two halves of a linear's output, as two products: both are whole tensors, and so are their gradients."""
+    weights, biases = linear.weight.chunk(2), linear.bias.chunk(2)
+    first, second = (F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True))
+    return first, second
 
 
 def fan_in_linear(inputs: int, outputs: int, std_scale: float = 1.0) -> nn.Linear:

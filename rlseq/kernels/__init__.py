@@ -1,5 +1,7 @@
 """Array operations over time: scans, convolution and attention, each with resets, a state in and a state out.
 
+Beside them two operations on single tokens, ``geglu`` and ``rms_norm``, which took as long as the scans.
+
 The folder is the registry: every sub-folder is an op, every file in it that does not start with an underscore is an
 implementation, and the environment variable ``RLSEQ_KERNEL`` forces one (see ``_dispatch``). Layout is (B, L, ...)
 everywhere.
@@ -12,9 +14,11 @@ from rlseq.kernels._dispatch import Status, status
 from rlseq.kernels._threads import rule_torch
 from rlseq.kernels.causal_conv import causal_conv
 from rlseq.kernels.chunk_attention import ChunkState, chunk_attention
+from rlseq.kernels.geglu import geglu
 from rlseq.kernels.linear_scan import linear_scan
 from rlseq.kernels.local_attention import AttentionState, local_attention
 from rlseq.kernels.rg_lru import rg_lru
+from rlseq.kernels.rms_norm import rms_norm
 from rlseq.kernels.softmax_scan import SoftmaxState, softmax_scan
 
 __all__ = [
@@ -24,10 +28,12 @@ __all__ = [
     "Status",
     "causal_conv",
     "chunk_attention",
+    "geglu",
     "linear_scan",
     "local_attention",
     "positions",
     "rg_lru",
+    "rms_norm",
     "softmax_scan",
     "status",
 ]

@@ -95,8 +95,14 @@ def _register(
             for each in like
         )
 
+    # an operator with one output returns it bare
+    alone = len(like) == 1
     _library.define(f"{name}{schema}")
-    _library.impl(name, function, device)
-    torch.library.register_fake(f"rlseq::{name}", fake, lib=_library)
-    op: Callable[..., tuple[Tensor, ...]] = getattr(torch.ops.rlseq, name).default
-    return op
+    _library.impl(name, _bare(function) if alone else function, device)
+    torch.library.register_fake(f"rlseq::{name}", _bare(fake) if alone else fake, lib=_library)
+    op: Callable[..., Any] = getattr(torch.ops.rlseq, name).default
+    return (lambda *arguments: (op(*arguments),)) if alone else op
+
+
+def _bare(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
+    return lambda *arguments: function(*arguments)[0]

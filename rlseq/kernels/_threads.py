@@ -60,24 +60,33 @@ def over_rows(kernel: Callable[..., None], arguments: Sequence[Any], shape: Sequ
         unit: channels that stay in one tile; D is a multiple of it.
     """
     rows, length, width = shape
+    threads = _threads_for(rows * length * width)
+    tile = -(-_tile(rows, width, threads) // unit) * unit
+    _share_out(kernel, [*arguments, length, width, tile], rows * -(-width // tile), threads)
+
+
+def over_elements(kernel: Callable[..., None], arguments: Sequence[Any], count: int) -> None:
+    """Call kernel(*arguments, begin, end) over all elements 0 .. count; it releases the GIL."""
+    _share_out(kernel, arguments, count, _threads_for(count))
+
+
+def _threads_for(elements: int) -> int:
     # asked for small inputs too, so that a wrong setting is always an error
     threads = thread_count()
-    if rows * length * width < _SMALL:
-        threads = 1
-    tile = -(-_tile(rows, width, threads) // unit) * unit
-    items = rows * -(-width // tile)
+    return threads if elements >= _SMALL else 1
+
+
+def _share_out(kernel: Callable[..., None], arguments: Sequence[Any], items: int, threads: int) -> None:
+    """Call kernel(*arguments, begin, end) over all items, in equal parts for the threads."""
     threads = min(threads, items)
     if threads <= 1:
-        kernel(*arguments, length, width, tile, 0, items)
+        kernel(*arguments, 0, items)
         return
     if threads not in _pools:
         _pools[threads] = ThreadPoolExecutor(threads - 1, thread_name_prefix="rlseq")
     bounds = [items * i // threads for i in range(threads + 1)]
-    waiting = [
-        _pools[threads].submit(kernel, *arguments, length, width, tile, begin, end)
-        for begin, end in itertools.pairwise(bounds[1:])
-    ]
-    kernel(*arguments, length, width, tile, 0, bounds[1])
+    waiting = [_pools[threads].submit(kernel, *arguments, begin, end) for begin, end in itertools.pairwise(bounds[1:])]
+    kernel(*arguments, 0, bounds[1])
     for future in waiting:
         future.result()
 
