@@ -1,0 +1,126 @@
+"""Trains every backbone on two datasets in three regimes, with controls beside them: the runs of docs/results.md.
+
+MINARI_DATASETS_PATH=... python benchmarks/matrix.py --out runs/matrix [--jobs 2] [--seeds 0 1 2] [--dry-run]
+python benchmarks/scores.py runs/matrix/*/
+
+A run is 3,000 updates of 1,280 environment steps (1,200 in rows of 200), then ten episodes for each of two target
+returns, one inside the data and one beyond it, in recurrent and in window mode, with the last checkpoint. All read one
+`joint` token a step without timestep embeddings; the published Transformer, three tokens a step with timestep
+embeddings, stands beside them. Each job has one thread. Runs that are finished are kept, unfinished ones go on from
+their last checkpoint, so the command may be stopped and given again. --dry-run prints the commands and runs none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlseq import backbones
+from rlseq.progress import ProgressBar
+
+DATASETS = {
+    "halfcheetah": ("minari:rlseq/halfcheetah/medium-replay-v0", ("4200", "6000")),
+    "hopper": ("minari:rlseq/hopper/medium-replay-v0", ("1600", "3000")),
+}
+REGIMES = {
+    "k20": ["--window", "20"],
+    "k200": ["--window", "200"],
+    "stream": ["--regime", "stream", "--window", "200", "--carry-state"],
+}
+JOINT = ["--agent.tokens", "joint", "--agent.timestep-embedding", "False"]
+CLONING = ["--agent", "behaviour_cloning"]
+CONTROLS = {
+    "published": ["--recipe", "transformer"],
+    "bc": CLONING,
+    "bc-top": [*CLONING, "--top", "0.1"],
+    "mlp": [*CLONING, "--agent.return-conditioned"],
+}
+OWN = {"transformer": ["--recipe", "default"]}
+"""The Transformer's own recipe is the published one, with another learning rate and schedule."""
+THREADS = {"RLSEQ_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training with its evaluations."""
+
+    folder: Path
+    options: list[str]
+
+    def command(self) -> list[str]:
+        """Start it, or go on with it."""
+        begun = any(self.folder.glob("checkpoints/*"))
+        how = "--resume" if begun else "--overwrite" if self.folder.exists() else None
+        return ["rlseq", "train", *self.options, "--out", str(self.folder), *([how] if how else [])]
+
+    def finished(self) -> bool:
+        """Whether it has been evaluated."""
+        return (self.folder / "result.json").is_file()
+
+
+def runs(out: Path, seeds: list[int], datasets: list[str], chosen: list[str], regimes: list[str]) -> list[Run]:
+    """All runs, the first seed of everything first."""
+    found = []
+    for seed in seeds:
+        for data in datasets:
+            dataset, targets = DATASETS[data]
+            common = ["--dataset", dataset, "--updates", "3000", "--seed", str(seed), "--eval.during", "0"]
+            common += ["--eval.target-return", *targets, "--eval.mode", "recurrent", "window"]
+            for name in chosen:
+                if name in CONTROLS:
+                    found.append(Run(out / f"{data}-{name}-seed{seed}", [*common, *CONTROLS[name]]))
+                    continue
+                for regime in regimes:
+                    options = [*common, *OWN.get(name, []), "--backbone", name, *JOINT, *REGIMES[regime]]
+                    found.append(Run(out / f"{data}-{name}-{regime}-seed{seed}", options))
+    return found
+
+
+def train(run: Run) -> int:
+    """Runs one; returns its exit code. What it prints goes into a file beside its folder."""
+    with open(run.folder.with_suffix(".log"), "ab") as log:
+        command = [sys.executable, "-m", *run.command()]
+        return subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **THREADS}, check=False).returncode
+
+
+def main() -> None:
+    """Runs what is not finished, and says what failed."""
+    everything = [*backbones.available(), *CONTROLS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the run folders are")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
+    parser.add_argument("--agents", nargs="+", choices=everything, default=everything)
+    parser.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args()
+    if options.jobs < 1 or min(options.seeds) < 0:
+        parser.error("--jobs must be at least 1 and --seeds at least 0.")
+    todo = runs(options.out, options.seeds, options.datasets, options.agents, options.regimes)
+    todo = [run for run in todo if not run.finished()]
+    if options.dry_run:
+        print("\n".join(shlex.join(run.command()) for run in todo))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    with ProgressBar("runs", len(todo)) as bar, ThreadPoolExecutor(options.jobs) as pool:
+        pending = {pool.submit(train, run): run for run in todo}
+        for done, future in enumerate(as_completed(pending), 1):
+            run = pending[future]
+            if future.result():
+                failed.append(run)
+            bar.update(done, run.folder.name)
+    for run in failed:
+        print(f"{run.folder.name} failed; see {run.folder.with_suffix('.log')}", file=sys.stderr)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
