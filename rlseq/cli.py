@@ -79,7 +79,8 @@ def train(arguments: list[str]) -> None:
     console = Console()
     lines = (
         f"{result['updates']} updates in {result['train_seconds']:.0f} s, "
-        f"{result['env_steps_per_s']:,.0f} env-steps/s, {result['parameters']:,} parameters",
+        f"{result['env_steps_per_s']:,.0f} env-steps/s, {result['parameters']:,} parameters, "
+        f"{result['state_bytes']:,} bytes of state, {result['step_flops']:,} FLOPs a token",
         f"Curves:  tensorboard --logdir {where}",
         f"Again:   rlseq eval {where}",
     )
@@ -326,9 +327,11 @@ def doctor(arguments: list[str]) -> None:
         state = "runs" if row["chosen"] else row["reason"] or "could run"
         kernels.add_row(row["op"], row["device"], row["implementation"], state)
     console.print(kernels)
-    shown = Table("backbone", "parameters", "state bytes", box=None, pad_edge=False, header_style="bold")
+    shown = Table("backbone", box=None, pad_edge=False, header_style="bold")
+    for column in ("parameters", "state bytes", "FLOPs a token"):
+        shown.add_column(column, justify="right")
     for row in found["backbones"]:
-        shown.add_row(row["name"], f"{row['parameters']:,}", f"{row['state_bytes']:,}")
+        shown.add_row(row["name"], *(f"{row[name]:,}" for name in ("parameters", "state_bytes", "step_flops")))
     console.print(shown)
 
 

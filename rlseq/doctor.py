@@ -49,4 +49,5 @@ def _backbone(name: str) -> dict[str, Any]:
         "name": name,
         "parameters": backbones.parameter_count(module),
         "state_bytes": backbones.state_bytes(module.init_state(1)),
+        "step_flops": backbones.step_flops(module, config.width),
     }

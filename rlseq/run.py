@@ -277,18 +277,22 @@ class _Run:
                 self._log_scores(found, trainer.update)
                 scores.append(found)
         state_bytes = agent.policy(1).state_bytes
+        backbone = getattr(agent, "backbone", None)
+        flops = 0 if backbone is None else backbones.step_flops(backbone, self.experiment.backbone_options.width)
         result = {
             "updates": trainer.update,
             "train_seconds": trainer.train_seconds,
             "env_steps_per_s": trainer.env_steps / max(trainer.train_seconds, 1e-9),
             "parameters": self.parameters,
             "state_bytes": state_bytes,
+            "step_flops": flops,
             "evaluations": [s.as_dict() for s in scores],
             "dataset": {"id": agent.info.id, "return_max": agent.stats.return_max, "steps": agent.stats.steps},
             **provenance(),
         }
         checkpoint.write_json(self.out / "result.json", result)
-        figures = {"hparam/parameters": float(self.parameters), "hparam/state_bytes": float(state_bytes)}
+        sizes = {"parameters": self.parameters, "state_bytes": state_bytes, "step_flops": flops}
+        figures = {f"hparam/{name}": float(value) for name, value in sizes.items()}
         if scores:
             figures["hparam/return_mean"] = scores[0].as_dict()["return_mean"]
         assert self._board is not None

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from rlseq.backbones._protocol import Backbone, Mixer, State, parameter_count, state_bytes
+from rlseq.backbones._protocol import Backbone, Mixer, State, parameter_count, state_bytes, step_flops
 from rlseq.backbones._stack import Block, GatedMLP, RMSNorm, Stack, TwoLayerMLP
 from rlseq.errors import ConfigError, UnknownNameError
 
@@ -37,6 +37,7 @@ __all__ = [
     "load",
     "parameter_count",
     "state_bytes",
+    "step_flops",
 ]
 
 

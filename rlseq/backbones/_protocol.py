@@ -68,6 +68,19 @@ def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
+def step_flops(backbone: Any, width: int) -> int:
+    """Floating-point operations of the matrix products of one token's step, two a multiply-add; full windows."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    parameter = next(backbone.parameters())
+    x = torch.zeros(1, width, device=parameter.device, dtype=parameter.dtype)
+    state = backbone.init_state(1)
+    # with gradients, because the counter hooks into them
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        backbone.step(x, state)
+    return counter.get_total_flops()
+
+
 def check_tokens(where: str, x: Tensor, width: int, reset: Tensor | None, *, rank: int) -> None:
     """Raise ShapeError unless x is (..., width) of the rank and reset, where given, bool with x's leading shape."""
     if x.ndim != rank or x.shape[-1] != width:

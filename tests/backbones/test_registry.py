@@ -109,3 +109,12 @@ def test_stack_of_ones_own_mixers_is_a_backbone() -> None:
 
     for law in ("forward_equals_steps", "packed_row_equals_its_episodes"):
         LAWS[law](Subject(make, 16, cases=3))
+
+
+def test_operations_of_a_step_are_two_for_every_weight_of_a_matrix_product() -> None:
+    model = backbones.build("hawk", width=32, depth=2)
+    weights = [p for name, p in model.named_parameters() if p.ndim >= 2 and "conv" not in name and "bias" not in name]
+    assert backbones.step_flops(model, 32) == 2 * sum(weight.numel() for weight in weights)
+    short, long = (backbones.build("transformer", width=32, depth=2, window=window) for window in (10, 20))
+    # scores and sums: 2 layers, 10 more keys, 2 products of 32 entries
+    assert backbones.step_flops(long, 32) - backbones.step_flops(short, 32) == 2 * 10 * 2 * 2 * 32
