@@ -53,9 +53,9 @@ class Case:
         return replace(self, inputs=[one.to(device) for one in self.inputs], rival_inputs=rivals)
 
 
-def reference(op: str) -> Callable[..., tuple[Tensor, Any]]:
-    """The plain PyTorch loop of an op."""
-    function: Callable[..., tuple[Tensor, Any]] = getattr(importlib.import_module(f"rlseq.kernels.{op}.reference"), op)
+def reference(op: str) -> Callable[..., Any]:
+    """The plain PyTorch form of an op."""
+    function: Callable[..., Any] = getattr(importlib.import_module(f"rlseq.kernels.{op}.reference"), op)
     return function
 
 
@@ -201,6 +201,32 @@ def chunk_attention(shape: Sequence[int], size: int = 64, chunk: int = CHUNK, *,
     )
 
 
+def geglu(shape: Sequence[int]) -> Case:
+    """(B, L, D); the rival is torch's two operations, which are the reference too."""
+    return Case(
+        "geglu",
+        _normal(0, shape, shape),
+        kernels.geglu,
+        reference("geglu"),
+        element=0,
+        moved=(3, 8),
+        rivals={"gelu(gate) * value": reference("geglu")},
+    )
+
+
+def rms_norm(shape: Sequence[int]) -> Case:
+    """(B, L, D); the rival is torch's own, which is the reference too."""
+    return Case(
+        "rms_norm",
+        _normal(0, shape, shape[2:]),
+        kernels.rms_norm,
+        lambda *i: reference("rms_norm")(*i, 1e-6),
+        element=0,
+        moved=(2, 5),
+        rivals={"torch.nn.functional.rms_norm": lambda *i: reference("rms_norm")(*i, 1e-6)},
+    )
+
+
 CASES: dict[str, tuple[Callable[[], Case], ...]] = {
     "linear_scan": tuple(functools.partial(linear_scan, shape) for shape in ((64, 60, 128), (16, 4096, 256))),
     "rg_lru": tuple(functools.partial(rg_lru, shape) for shape in ((64, 60, 128), (16, 1000, 128))),
@@ -208,6 +234,8 @@ CASES: dict[str, tuple[Callable[[], Case], ...]] = {
     "causal_conv": (functools.partial(causal_conv, (16, 1000, 128)),),
     "local_attention": (functools.partial(local_attention, (4, 3072, 4, 32)),),
     "chunk_attention": (functools.partial(chunk_attention, (4, 3072, 256)),),
+    "geglu": (functools.partial(geglu, (64, 20, 384)),),
+    "rms_norm": (functools.partial(rms_norm, (64, 20, 128)),),
 }
 SWEEP: dict[str, Callable[[int], Case]] = {
     "linear_scan": lambda length: linear_scan((1, length, 128)),

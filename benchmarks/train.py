@@ -10,7 +10,7 @@ tokens a step), interleaved-1000 (one window of 1,000 steps, 3,000 tokens, atten
 Whole optimiser updates: batch, forward, backward, clip, AdamW; no dropout; every backbone is as wide as it must be to
 have the parameters of the Transformer of width 128 and depth 3. The contenders take turns, so that noise of the machine
 hits all. An agent whose steps do not equal its window is not timed. Memory is what the process's resident set rose by.
-`pip install transformers` brings the rival; without it, its row is left out.
+The extra `benchmark` brings the rival (transformers); without it, its row is left out.
 """
 
 from __future__ import annotations

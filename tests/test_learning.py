@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import rlseq
+from rlseq import backbones
 from rlseq.agents import Agent, BehaviourCloning, DecisionTransformer
 from rlseq.agents.behaviour_cloning import Config as CloningConfig
 from rlseq.data import SamplerConfig, TrajectoryStore
@@ -84,10 +85,11 @@ def reached(agent: Agent, target: float, mode: str) -> float:
     return float(np.mean(scores.returns))
 
 
-@pytest.mark.parametrize("backbone", ["aaren", "hawk", "transformer"])
+@pytest.mark.parametrize("backbone", backbones.available())
 def test_a_sequence_agent_gets_the_return_that_it_is_asked_for(store: TrajectoryStore, backbone: str) -> None:
     seed_everything(0)
-    options = {"width": 32, "depth": 2, "dropout": 0.0}
+    # two gated attention units stand for one layer with an MLP
+    options = {"width": 32, "depth": 4 if backbone in ("gau", "flash") else 2, "dropout": 0.0}
     agent = DecisionTransformer.for_data(store, backbone, window=STEPS, backbone_options=options, tokens="joint")
     agent = trained(agent, store, 200)
     for mode in ("recurrent", "window"):
