@@ -1,9 +1,10 @@
 """A Markdown table of the scores in run folders: mean over seeds, the worst seed, and what it took.
 
-python benchmarks/scores.py RUN [RUN ...]
+python benchmarks/scores.py RUN [RUN ...] [--plot FILE.png]
 
 Rows are grouped by dataset, agent, backbone, mode and target return. Besides ``result.json``, files that
-``rlseq eval RUN --json > RUN/eval-NAME.json`` wrote are read. The last checkpoint counts, never the best.
+``rlseq eval RUN --json > RUN/eval-NAME.json`` wrote are read. The last checkpoint counts, never the best. The picture
+has a panel for every dataset and target, a line for every agent, a dot for every seed and a bar at their mean.
 """
 
 from __future__ import annotations
@@ -12,10 +13,22 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+COLOURS = {"recurrent": "tab:blue", "window": "tab:orange"}
+
+
+class Group(NamedTuple):
+    """What a row of the table is about."""
+
+    dataset: str
+    agent: str
+    mode: str
+    target: float
 
 
 def name_of(config: dict[str, Any]) -> str:
@@ -23,17 +36,16 @@ def name_of(config: dict[str, Any]) -> str:
     options = config["agent_options"]
     if config["backbone"] is not None:
         cut = f"K={config['window']}" if config["regime"] == "window" else f"{config['regime']}, K={config['window']}"
-        return f"{config['backbone']}, {options['tokens']}, {cut}" + ", carried" * config["training"]["carry_state"]
+        more = ", carried" * config["training"]["carry_state"] + ", previous action" * options["previous_action"]
+        return f"{config['backbone']}, {options['tokens']}, {cut}{more}"
     name = "BC" if not options["return_conditioned"] else "K=1 MLP on (return-to-go, obs)"
     return name if config["top"] == 1 else f"{name}, best {100 * config['top']:.0f} %"
 
 
-def main() -> None:
-    """Reads the folders and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    groups: dict[tuple[str, str, str, float], list[dict[str, Any]]] = defaultdict(list)
-    for run in parser.parse_args().runs:
+def read(runs: Sequence[Path]) -> dict[Group, list[dict[str, Any]]]:
+    """The evaluations of all seeds by group; a folder without a result is named and left out."""
+    groups: dict[Group, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
         if not (run / "result.json").is_file():
             print(f"{run} is not finished: left out", file=sys.stderr)
             continue
@@ -41,22 +53,74 @@ def main() -> None:
         more = [json.loads(path.read_text()) for path in sorted(run.glob("eval-*.json"))]
         for scores in [*result["evaluations"], *(row for file in more for row in file["evaluations"])]:
             row = scores | {k: result[k] for k in ("updates", "train_seconds", "env_steps_per_s", "parameters")}
-            groups[config["dataset"], name_of(config), scores["mode"], scores["target_return"]].append(row)
+            dataset = config["dataset"].split("/", 1)[-1]
+            groups[Group(dataset, name_of(config), scores["mode"], scores["target_return"])].append(row)
+    return dict(sorted(groups.items()))
+
+
+def print_table(groups: Mapping[Group, Sequence[dict[str, Any]]]) -> None:
+    """Markdown."""
     header = (
         "dataset | agent | mode | target | score x100 | worst seed | return | seeds x episodes | updates | train s "
         "| env-steps/s | us a call, rows | state bytes"
     )
     print(f"| {header} |\n|{'---|' * (header.count('|') + 1)}")
-    for (dataset, agent, mode, target), rows in sorted(groups.items()):
+    for group, rows in groups.items():
         score = 100 * np.array([row["normalized_score"] for row in rows])
         returns = np.array([row["return_mean"] for row in rows])
         print(
-            f"| {dataset.split('/', 1)[-1]} | {agent} | {mode} | {target:.0f} | {score.mean():.1f} ± {score.std():.1f} "
-            f"| {score.min():.1f} | {returns.mean():.0f} | {len(rows)} x {rows[0]['episodes']} | {rows[0]['updates']} "
+            f"| {group.dataset} | {group.agent} | {group.mode} | {group.target:.0f} "
+            f"| {score.mean():.1f} ± {score.std():.1f} | {score.min():.1f} | {returns.mean():.0f} "
+            f"| {len(rows)} x {rows[0]['episodes']} | {rows[0]['updates']} "
             f"| {np.median([row['train_seconds'] for row in rows]):.0f} "
             f"| {np.median([row['env_steps_per_s'] for row in rows]):,.0f} "
             f"| {np.median([row['act_us'] for row in rows]):,.0f}, {rows[0]['num_envs']} | {rows[0]['state_bytes']:,} |"
         )
+
+
+def plot(groups: Mapping[Group, Sequence[dict[str, Any]]], file: Path) -> None:
+    """A panel for every dataset and target."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    panels = sorted({(group.dataset, group.target) for group in groups})
+    agents = sorted({group.agent for group in groups}, reverse=True)
+    size = (2.4 + 3.2 * len(panels), 1.2 + 0.28 * len(agents))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for (dataset, target), panel in zip(panels, axes[0], strict=True):
+        for group, rows in groups.items():
+            if (group.dataset, group.target) != (dataset, target):
+                continue
+            score = 100 * np.array([row["normalized_score"] for row in rows])
+            height = agents.index(group.agent) + (0.15 if group.mode == "recurrent" else -0.15)
+            colour = COLOURS[group.mode]
+            panel.scatter(score, [height] * len(score), s=14, color=colour, alpha=0.6)
+            panel.plot([score.mean()] * 2, [height - 0.15, height + 0.15], color=colour, linewidth=2)
+        panel.set_yticks(range(len(agents)), agents, fontsize=8)
+        panel.set_title(f"{dataset}\ntarget {target:.0f}", fontsize=9)
+        panel.set_xlabel("score x100")
+        panel.grid(axis="x", alpha=0.3)
+    marks = [plt.Line2D([], [], color=colour, marker="o", label=mode) for mode, colour in COLOURS.items()]
+    figure.legend(handles=marks, loc="outside upper right", ncols=2, fontsize=8)
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    """Reads the folders, prints the table and draws it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that `rlseq train` wrote")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw it (needs matplotlib)")
+    options = parser.parse_args()
+    if options.plot is not None and not options.plot.parent.is_dir():
+        parser.error(f"{options.plot.parent} is no folder; make it first.")
+    groups = read(options.runs)
+    if not groups:
+        parser.error("no finished run among the folders.")
+    print_table(groups)
+    if options.plot is not None:
+        plot(groups, options.plot)
 
 
 if __name__ == "__main__":
