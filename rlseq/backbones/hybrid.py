@@ -17,8 +17,9 @@ Differs from the papers: none of them mixes more than two kinds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 from torch import nn
 
@@ -47,11 +48,17 @@ class Config(StackConfig):
     mlp: Literal["gated", "relu"] = "gated"
     """gated: GeLU-gated MLP of 3 D units; relu: two linears with 4 D units. gau and flash layers have none."""
     rec: RecurrentConfig = field(default_factory=RecurrentConfig)
+    """Options of all recurrent layers."""
     attn: AttentionConfig = field(default_factory=AttentionConfig)
+    """Options of all layers of attention over the window."""
     local: AttentionConfig = field(default_factory=lambda: AttentionConfig(window=64, key_heads=1, rope=0.5))
+    """Options of all layers of local attention."""
     aaren: AarenConfig = field(default_factory=AarenConfig)
+    """Options of all Aaren layers."""
     gau: GauConfig = field(default_factory=GauConfig)
+    """Options of all GAU layers."""
     flash: FlashConfig = field(default_factory=FlashConfig)
+    """Options of all FLASH layers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,10 +73,10 @@ class Config(StackConfig):
         for kind in self.pattern:
             if kind not in get_args(Kind):
                 raise UnknownNameError("kind of layer", kind, get_args(Kind))
-        for kind in get_args(Kind):
-            given = getattr(self, kind)
-            if isinstance(given, dict):
-                object.__setattr__(self, kind, _with(kind, given))
+        for option in fields(self):
+            if option.name in get_args(Kind):
+                default = cast(Callable[[], MixerConfig], option.default_factory)()
+                object.__setattr__(self, option.name, _options(option.name, getattr(self, option.name), default))
 
     @property
     def recurrent(self) -> bool:
@@ -88,9 +95,14 @@ class Config(StackConfig):
         return replace(self, **rings)
 
 
-def _with(kind: str, given: dict[str, Any]) -> Any:
-    """A kind's default options with the given ones."""
-    default = getattr(Config(), kind)
+def _options(kind: str, given: object, default: MixerConfig) -> MixerConfig:
+    """A kind's options: given whole, or as a dictionary of those that differ from the default."""
+    if isinstance(given, type(default)):
+        return given
+    if not isinstance(given, dict):
+        raise ConfigError(
+            f"hybrid: {kind} must be a dictionary or {type(default).__name__}, got {given!r}. Give one of them."
+        )
     known = [option.name for option in fields(default)]
     for name in given:
         if name not in known:

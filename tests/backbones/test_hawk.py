@@ -13,122 +13,40 @@ from rlseq import backbones
 from rlseq.backbones import hawk
 from rlseq.backbones._rg_lru import RecurrentMixer, initial_decay, recurrent_width
 from rlseq.errors import ConfigError
+from tests.oracles import against
+from tests.oracles import backbones as oracle
+from tests.oracles.backbones import Parameters
 from tests.tolerances import BACKBONES
 
 WIDTH, HEADS, DEPTH, ROWS, LENGTH = 12, 2, 2, 2, 9
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
-
-
-def gelu(x: np.ndarray) -> np.ndarray:
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-
-def rms_norm(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return x / np.sqrt((x * x).mean() + 1e-6) * (1 + scale)
-
-
-def block_diagonal(blocks: np.ndarray) -> np.ndarray:
-    heads, size, _ = blocks.shape
-    matrix = np.zeros((heads * size, heads * size))
-    for head in range(heads):
-        part = slice(head * size, (head + 1) * size)
-        matrix[part, part] = blocks[head]
-    return matrix
-
-
-def paper_recurrent_block(p: dict[str, np.ndarray], x: np.ndarray, reset: np.ndarray) -> np.ndarray:
-    """Figure 2c and eq. 1-4 for one row x (L, D), one token after the other."""
-    both = x @ p["inner.weight"].T + p["inner.bias"]
-    size = both.shape[1] // 2
-    left, right = both[:, :size], both[:, size:]
-    block = size // len(p["gate_weight"])
-    w_x, w_a = (block_diagonal(p["gate_weight"][:, :, part]) for part in (slice(0, block), slice(block, None)))
-    b_x, b_a = (p["gate_bias"][:, 0, part].reshape(-1) for part in (slice(0, block), slice(block, None)))
-    a = sigmoid(-p["decay"])
-    hidden, start = np.zeros(size), 0
-    y = np.zeros_like(left)
-    for t in range(len(x)):
-        start = t if reset[t] else start
-        conv = p["conv_bias"] + sum(p["conv_weight"][3 - j] * left[t - j] for j in range(4) if t - j >= start)
-        r = sigmoid(conv @ w_a + b_a)  # eq. 1
-        i = sigmoid(conv @ w_x + b_x)  # eq. 2
-        a_t = a ** (8 * r)  # eq. 3
-        past, factor = (0 * hidden, 1.0) if reset[t] else (hidden, np.sqrt(1 - a_t**2))
-        hidden = a_t * past + factor * (i * conv)  # eq. 4
-        y[t] = hidden * gelu(right[t])
-    return y @ p["out.weight"].T + p["out.bias"]
-
-
-def paper_hawk(p: dict[str, np.ndarray], x: np.ndarray, reset: np.ndarray) -> np.ndarray:
+def paper_hawk(p: Parameters, x: np.ndarray, reset: np.ndarray) -> np.ndarray:
     """Figure 2a for one row x (L, D)."""
-    for layer in range(DEPTH):
-        q = {name.removeprefix(f"blocks.{layer}."): value for name, value in p.items() if f"blocks.{layer}." in name}
-        mixer = {name.removeprefix("mixer."): value for name, value in q.items() if name.startswith("mixer.")}
-        x = x + paper_recurrent_block(mixer, np.stack([rms_norm(t, q["mixer_norm.scale"]) for t in x]), reset)
-        gate, value = np.split(
-            np.stack([rms_norm(t, q["mlp_norm.scale"]) for t in x]) @ q["mlp.up.weight"].T + q["mlp.up.bias"], 2, axis=1
-        )
-        x = x + (gelu(gate) * value) @ q["mlp.down.weight"].T + q["mlp.down.bias"]
-    return np.stack([rms_norm(t, p["last_norm.scale"]) for t in x])
+    return oracle.stack(p, x, reset, [oracle.recurrent_block] * DEPTH, oracle.rms_norm)
 
 
 @pytest.fixture
 def model() -> nn.Module:
     torch.manual_seed(0)
-    model = backbones.build("hawk", width=WIDTH, depth=DEPTH, heads=HEADS).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
+    return against.noisy(backbones.build("hawk", width=WIDTH, depth=DEPTH, heads=HEADS))
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(ROWS, LENGTH, WIDTH, generator=generator, dtype=torch.float64)
-    reset = torch.zeros(ROWS, LENGTH, dtype=torch.bool)
-    reset[0, 0] = reset[0, 4] = reset[1, 6] = reset[1, 7] = True
-    return x, reset
-
-
-def as_numpy(model: nn.Module) -> dict[str, np.ndarray]:
-    return {name: parameter.detach().numpy().copy() for name, parameter in model.named_parameters()}
-
-
-def paper_rows(p: dict[str, np.ndarray], x: np.ndarray, reset: np.ndarray) -> np.ndarray:
-    return np.stack([paper_hawk(p, x[row], reset[row]) for row in range(len(x))])
+    return against.inputs(ROWS, LENGTH, WIDTH, {0: [0, 4], 1: [6, 7]})
 
 
 def test_features_are_the_papers_equations(model: nn.Module) -> None:
     x, reset = inputs()
-    exact = BACKBONES["hawk features"]
-    expected = paper_rows(as_numpy(model), x.numpy(), reset.numpy())
-    np.testing.assert_allclose(model(x, None, reset)[0].detach().numpy(), expected, rtol=0, atol=exact)
-    expected = paper_rows(as_numpy(model), x.numpy(), np.zeros_like(reset.numpy()))
-    np.testing.assert_allclose(model(x)[0].detach().numpy(), expected, rtol=0, atol=exact)
+    assert against.largest_difference(model, paper_hawk, x, reset) <= BACKBONES["hawk features"]
+    assert against.largest_difference(model, paper_hawk, x, None) <= BACKBONES["hawk features"]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_gradients_are_differences_of_the_papers_equations(model: nn.Module, seed: int) -> None:
-    x, reset = inputs()
-    x.requires_grad_()
-    rng = np.random.default_rng(seed)
-    weight = rng.normal(size=tuple(x.shape))
-    (model(x, None, reset)[0] * torch.from_numpy(weight)).sum().backward()
-    gradients = {"x": x.grad} | {name: parameter.grad for name, parameter in model.named_parameters()}
-    values = {"x": x.detach().numpy()} | as_numpy(model)
-    relative, absolute = BACKBONES["hawk differences"], BACKBONES["hawk differences near 0"]
-    for name, gradient in gradients.items():
-        assert gradient is not None
-        direction = rng.normal(size=values[name].shape)
-        losses = []
-        for sign in (1, -1):
-            moved = values | {name: values[name] + sign * 1e-5 * direction}
-            losses.append((paper_rows(moved, moved["x"], reset.numpy()) * weight).sum())
-        expected = (losses[0] - losses[1]) / 2e-5
-        assert float((gradient.numpy() * direction).sum()) == pytest.approx(expected, rel=relative, abs=absolute), name
+    relative, absolute = BACKBONES["differences"], BACKBONES["differences near 0"]
+    for name, got, expected in against.directional_derivatives(model, paper_hawk, *inputs(), seed):
+        assert got == pytest.approx(expected, rel=relative, abs=absolute), name
 
 
 def test_parameter_count_is_the_sum_of_its_matrices() -> None:

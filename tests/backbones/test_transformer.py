@@ -1,4 +1,4 @@
-"""The Transformer against torch's own encoder layers with a mask, in float64: values and gradients."""
+"""The Transformer against torch's own layers and dense attention, under a mask, in float64: values and gradients."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rlseq import backbones
 from rlseq.backbones import transformer
 from rlseq.errors import ConfigError
+from tests.oracles import against, dense_attention
 from tests.tolerances import BACKBONES
 
 WIDTH, DEPTH, ROWS, LENGTH = 12, 2, 3, 17
@@ -45,10 +46,9 @@ def hidden_keys(window: int, reset: Tensor | None, heads: int) -> Tensor:
 @pytest.mark.parametrize(("window", "heads"), [(LENGTH, 1), (5, 1), (5, 3), (1, 2), (40, 4)])
 def test_values_and_gradients_are_those_of_torchs_layers(window: int, heads: int, with_resets: bool) -> None:
     torch.manual_seed(0)
-    model = backbones.build("transformer", width=WIDTH, depth=DEPTH, window=window, heads=heads, dropout=0.0).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+    model = against.noisy(
+        backbones.build("transformer", width=WIDTH, depth=DEPTH, window=window, heads=heads, dropout=0.0)
+    )
     x = torch.randn(ROWS, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
     reset = torch.rand(ROWS, LENGTH) < 0.2 if with_resets else None
     weight = torch.randn(ROWS, LENGTH, WIDTH, dtype=torch.float64)
@@ -67,6 +67,70 @@ def test_values_and_gradients_are_those_of_torchs_layers(window: int, heads: int
     close = BACKBONES["transformer gradients"]
     for a, b in zip(got_gradients, expected_gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("with_resets", [False, True])
+@pytest.mark.parametrize(
+    ("window", "heads", "key_heads"), [(LENGTH, 1, None), (5, 3, None), (5, 3, 1), (40, 2, 1), (1, 2, 2), (7, 4, 2)]
+)
+def test_modern_values_and_gradients_are_those_of_dense_attention(
+    window: int, heads: int, key_heads: int | None, with_resets: bool
+) -> None:
+    torch.manual_seed(0)
+    options = {"window": window, "heads": heads, "key_heads": key_heads, "preset": "modern", "dropout": 0.0}
+    model = against.noisy(backbones.build("transformer", width=WIDTH, depth=DEPTH, **options))
+    x = torch.randn(ROWS, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
+    reset = torch.rand(ROWS, LENGTH) < 0.2 if with_resets else None
+    weight = torch.randn_like(x)
+    p = dict(model.named_parameters())
+    wanted = [x, *p.values()]
+
+    got = model(x, None, reset)[0]
+    got_gradients = torch.autograd.grad((got * weight).sum(), wanted)
+    expected = dense_attention.modern_transformer(p, x, reset, DEPTH, heads, key_heads or heads, window)
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), wanted)
+
+    torch.testing.assert_close(got, expected, rtol=0, atol=BACKBONES["modern features"])
+    for a, b in zip(got_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=BACKBONES["modern gradients"])
+
+
+def test_key_heads_shrink_the_published_preset_too() -> None:
+    torch.manual_seed(0)
+    model = against.noisy(backbones.build("transformer", width=12, depth=1, window=5, heads=4, key_heads=2)).eval()
+    x = torch.randn(ROWS, LENGTH, WIDTH, dtype=torch.float64)
+    block = model.blocks[0]
+    p = dict(block.mixer.named_parameters())
+    y = x + dense_attention.attention(p, block.mixer_norm(x), None, 4, 2, 5, 0)
+    expected = model.last_norm(y + block.mlp(block.mlp_norm(y)))
+    torch.testing.assert_close(model(x)[0], expected, rtol=0, atol=BACKBONES["modern features"])
+
+
+def test_parameter_count_and_state_of_the_modern_preset() -> None:
+    d, n, window, heads = 128, 3, 60, 4
+    options = {"window": window, "heads": heads, "preset": "modern"}
+    mlp = (d + 1) * 6 * d + (3 * d + 1) * d
+    for key_heads, parameters, state in ((4, 644_096, 184_344), (1, 569_792, 46_104)):
+        model = backbones.build("transformer", width=d, depth=n, key_heads=key_heads, **options)
+        layer = (d + 1) * (heads + 2 * key_heads) * d // heads + (d + 1) * d + mlp + 2 * d
+        assert backbones.parameter_count(model) == n * layer + d == parameters
+        ring = 2 * window * d * key_heads // heads * 4 + 8
+        assert backbones.state_bytes(model.init_state(1)) == n * ring == state
+
+
+def test_modern_initial_values_shrink_with_the_depth() -> None:
+    torch.manual_seed(0)
+    model = backbones.build("transformer", width=256, depth=8, window=4, preset="modern")
+    close = BACKBONES["initial std"]
+    for block in model.blocks:
+        for linear, std in (
+            (block.mixer.qkv, 256**-0.5),
+            (block.mixer.out, 0.5 * 256**-0.5),
+            (block.mlp.up, 256**-0.5),
+            (block.mlp.down, 0.5 * (3 * 256) ** -0.5),
+        ):
+            assert linear.weight.std().item() == pytest.approx(std, rel=close)
+            assert not linear.bias.any()
 
 
 def test_parameter_count_and_state_are_those_of_the_published_model() -> None:
