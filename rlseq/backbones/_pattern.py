@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
+from rlseq.backbones._protocol import check_choice
 from rlseq.backbones._stack import (
     Block,
     GatedMLP,
@@ -24,6 +27,21 @@ MLPS: dict[str, Callable[[int, float], nn.Module]] = {
     "gated": lambda width, output_std_scale: GatedMLP(width, 3, output_std_scale),
     "relu": lambda width, output_std_scale: TwoLayerMLP(width, 4),
 }
+
+
+@dataclass(frozen=True)
+class LayersConfig(StackConfig):
+    """Options of a Stack whose norms and MLPs may be chosen."""
+
+    norm: Literal["rms", "layer", "scale"] = "rms"
+    """Norm of every layer and after the last: RMSNorm, LayerNorm or ScaleNorm."""
+    mlp: Literal["gated", "relu"] = "gated"
+    """gated: GeLU-gated MLP of 3 D units; relu: two linears with 4 D units. gau and flash layers have none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("backbone", NORMS, norm=self.norm)
+        check_choice("backbone", MLPS, mlp=self.mlp)
 
 
 def stack(config: StackConfig, pattern: Sequence[MixerConfig], norm: str = "rms", mlp: str = "gated") -> Stack:

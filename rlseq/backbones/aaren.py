@@ -8,24 +8,30 @@ Differs from the paper:
 - LayerNorm before each half-layer, as in ``transformer``, and no dropout on attention weights: they are never formed.
 - The state is kept in float64.
 - The query starts as N(0, 0.02); the paper does not say.
+- Options ``norm`` and ``mlp``, for layers like Hawk's: see docs/results.md for what they change.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
 from rlseq.backbones._aaren import AarenConfig
-from rlseq.backbones._pattern import stack
-from rlseq.backbones._stack import StackConfig
+from rlseq.backbones._pattern import LayersConfig, stack
 
 
 @dataclass(frozen=True)
-class Config(AarenConfig, StackConfig):
+class Config(AarenConfig, LayersConfig):
     """Options of Aaren."""
+
+    norm: Literal["rms", "layer", "scale"] = "layer"
+    """Norm of every layer and after the last: RMSNorm, LayerNorm or ScaleNorm."""
+    mlp: Literal["gated", "relu"] = "relu"
+    """relu: two linears with 4 D units; gated: GeLU-gated MLP of 3 D units."""
 
 
 def build(config: Config) -> nn.Module:
     """A Stack of Aaren layers with fresh weights."""
-    return stack(config, [config], norm="layer", mlp="relu")
+    return stack(config, [config], norm=config.norm, mlp=config.mlp)

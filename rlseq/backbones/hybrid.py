@@ -26,27 +26,22 @@ from torch import nn
 from rlseq.backbones._aaren import AarenConfig
 from rlseq.backbones._attention import AttentionConfig
 from rlseq.backbones._gated_attention import FlashConfig, GauConfig
-from rlseq.backbones._pattern import MLPS, NORMS, stack
-from rlseq.backbones._protocol import check_choice
+from rlseq.backbones._pattern import LayersConfig, stack
 from rlseq.backbones._rg_lru import RecurrentConfig
-from rlseq.backbones._stack import MixerConfig, StackConfig, WindowConfig
+from rlseq.backbones._stack import MixerConfig, WindowConfig
 from rlseq.errors import ConfigError, UnknownNameError
 
 Kind = Literal["rec", "attn", "local", "aaren", "gau", "flash"]
 
 
 @dataclass(frozen=True)
-class Config(StackConfig):
+class Config(LayersConfig):
     """Options of a stack of mixers. A kind's options may be given as a dictionary."""
 
     depth: int | None = None
     """Number of layers; the pattern repeats. None: one time through the pattern."""
     pattern: tuple[Kind, ...] = ("rec", "aaren", "local")
     """Kinds of the layers, first to last."""
-    norm: Literal["rms", "layer", "scale"] = "rms"
-    """Norm of every layer and after the last: RMSNorm, LayerNorm or ScaleNorm."""
-    mlp: Literal["gated", "relu"] = "gated"
-    """gated: GeLU-gated MLP of 3 D units; relu: two linears with 4 D units. gau and flash layers have none."""
     rec: RecurrentConfig = field(default_factory=RecurrentConfig)
     """Options of all recurrent layers."""
     attn: AttentionConfig = field(default_factory=AttentionConfig)
@@ -62,8 +57,6 @@ class Config(StackConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("hybrid", NORMS, norm=self.norm)
-        check_choice("hybrid", MLPS, mlp=self.mlp)
         # JSON has lists and dictionaries for tuples and records
         object.__setattr__(self, "pattern", tuple(self.pattern))
         if not self.pattern:
