@@ -59,8 +59,8 @@ def _table() -> dict[str, Experiment]:
         # often went on failing. Chosen by single runs of 1,500 updates (recurrent, target 4200): score 33; with the
         # paper's 26 (return-to-go not clipped) and 19 (clipped, random forgetting).
         "default": Experiment(backbone_options=configure("hawk", decay_init="released")),
-        # Hawk's norm and MLP, short windows: what an average over the past means changes little with its length, so that
-        # a state trained on 20 steps holds for 1,000. Chosen by single runs on HalfCheetah medium-replay; docs/results.md.
+        # Hawk's norm and MLP, and short windows: what a mean over the past says changes little with its length, so a
+        # state trained on 20 steps holds for 1,000. Chosen by single runs on HalfCheetah medium-replay.
         "aaren": Experiment(backbone="aaren", backbone_options=configure("aaren", norm="rms", mlp="gated"), window=20),
         "griffin": Experiment(backbone="griffin", backbone_options=configure("griffin", decay_init="released")),
         "hybrid": Experiment(backbone="hybrid", backbone_options=configure("hybrid", rec={"decay_init": "released"})),
