@@ -5,8 +5,9 @@ python benchmarks/scores.py runs/matrix/*/
 
 A run is 3,000 updates of 1,280 environment steps (1,200 in rows of 200), then ten episodes for each of two target
 returns, one inside the data and one beyond it, in recurrent and in window mode, with the last checkpoint. All read one
-`joint` token a step without timestep embeddings; the published Transformer, three tokens a step with timestep
-embeddings, stands beside them. Each job has one thread. Runs that are finished are kept, unfinished ones go on from
+`joint` token a step without timestep embeddings; beside them stand the published Transformer, three tokens a step
+with timestep embeddings, Aaren with its paper's norm and MLP, behaviour cloning of all and of the best tenth of the
+episodes, and an MLP that reads the return-to-go. Each job has one thread. Runs that are finished are kept, unfinished ones go on from
 their last checkpoint, so the command may be stopped and given again. --dry-run prints the commands and runs none.
 """
 
@@ -34,9 +35,11 @@ REGIMES = {
     "stream": ["--regime", "stream", "--window", "200", "--carry-state"],
 }
 JOINT = ["--agent.tokens", "joint", "--agent.timestep-embedding", "False"]
+PAPER = ["--recipe", "default", "--backbone", "aaren", *JOINT]
 CLONING = ["--agent", "behaviour_cloning"]
 CONTROLS = {
     "published": ["--recipe", "transformer"],
+    "aaren-paper": [*PAPER, *REGIMES["k20"]],
     "bc": CLONING,
     "bc-top": [*CLONING, "--top", "0.1"],
     "mlp": [*CLONING, "--agent.return-conditioned"],
