@@ -7,8 +7,8 @@ A run is 3,000 updates of 1,280 environment steps (1,200 in rows of 200), then t
 returns, one inside the data and one beyond it, in recurrent and in window mode, with the last checkpoint. All read one
 `joint` token a step without timestep embeddings; beside them stand the published Transformer, three tokens a step
 with timestep embeddings, Aaren with its paper's norm and MLP, behaviour cloning of all and of the best tenth of the
-episodes, and an MLP that reads the return-to-go. Each job has one thread. Runs that are finished are kept, unfinished ones go on from
-their last checkpoint, so the command may be stopped and given again. --dry-run prints the commands and runs none.
+episodes, and an MLP that reads the return-to-go. Each job has one thread. Runs that are finished are kept, unfinished
+ones go on from their last checkpoint, so the command may be stopped and given again. --dry-run prints the commands.
 """
 
 from __future__ import annotations
