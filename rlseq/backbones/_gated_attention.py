@@ -11,16 +11,18 @@ Source: Hua et al. 2022, arXiv 2202.10447, sections 2.2 and 3.2, codes 1 and 8.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from rlseq.backbones._attention import forget, token_positions, write
 from rlseq.backbones._protocol import check_choice, check_positive
-from rlseq.backbones._rope import rotate
+from rlseq.backbones._rope import rotated_views
 from rlseq.backbones._stack import MixerConfig, StackConfig, WindowConfig, fan_in_linear
 from rlseq.kernels import AttentionState, ChunkState, chunk_attention, local_attention
 
@@ -71,6 +73,31 @@ class FlashConfig(MixerConfig):
         return FlashMixer(width, self.chunk, output_std_scale)
 
 
+class _SiluParts(torch.autograd.Function):
+    """silu of the parts of x (..., sum of sizes), each a whole tensor; a split would concatenate its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x)
+        ctx.sizes = sizes
+        return tuple(F.silu(part) for part in x.split(sizes, dim=-1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        total = torch.empty_like(x)
+        parts = (one.split(ctx.sizes, dim=-1) for one in (total, x))
+        for out, part, gradient in zip(*parts, gradients, strict=True):
+            torch.ops.aten.silu_backward.grad_input(gradient, part, grad_input=out)
+        return total, None
+
+
+def _silu_parts(x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    function: Callable[..., tuple[Tensor, ...]] = _SiluParts.apply
+    return function(x, sizes)
+
+
 class GatedAttention(nn.Module):
     """What GAU and FLASH share: the gate, the values, and ``views`` of the small vector as queries and keys.
 
@@ -94,9 +121,9 @@ class GatedAttention(nn.Module):
 
     def project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Gate u and values v (..., 2 D), and the queries and keys (..., s), of tokens (..., D) at positions (...)."""
-        u, v, z = F.silu(self.inner(x)).split((self.expanded, self.expanded, self.size), dim=-1)
-        views = (z.unsqueeze(-2) * self.gamma + self.beta).to(z.dtype)  # autocast makes z alone bfloat16
-        return u, v, rotate(views, position, self.size // 2 * 2).unbind(-2)
+        u, v, z = _silu_parts(self.inner(x), (self.expanded, self.expanded, self.size))
+        gamma, beta = self.gamma.to(z.dtype), self.beta.to(z.dtype)  # autocast makes z alone bfloat16
+        return u, v, rotated_views(z, gamma, beta, position, self.size // 2 * 2)
 
     def device_and_dtype(
         self, device: torch.device | str | None, dtype: torch.dtype | None
@@ -154,7 +181,7 @@ class FlashMixer(GatedAttention):
     def init_state(
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> ChunkState:
-        """No tokens: two (B, s, 2 D) float64 sums, key (B, C, s), value (B, C, 2 D), count (B,) int64."""
+        """No tokens: mean (B, s, 2 D) float64, two keys (B, C, s), value (B, C, 2 D), count (B,) int64."""
         device, dtype = self.device_and_dtype(device, dtype)
         return ChunkState.zeros(batch_size, self.chunk, self.size, self.expanded, device=device, dtype=dtype)
 

@@ -9,9 +9,12 @@ Source: Su et al. 2021, arXiv 2104.09864, eq. 34, with the pairs half a vector a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LONGEST_WAVE = 10_000.0
 
@@ -28,10 +31,84 @@ def rotate(x: Tensor, position: Tensor, size: int) -> Tensor:
     """
     if size == 0:
         return x
-    index = torch.arange(0, size, 2, device=x.device, dtype=torch.float64)
-    angle = torch.remainder(position[..., None, None] * LONGEST_WAVE ** (-index / size), 2 * math.pi)
-    if x.dtype != torch.float64:
+    factor, sine = _turns(position, size, x.shape[-1], x.dtype)
+    function: Callable[..., Tensor] = _Rotation.apply
+    return function(x, factor.unsqueeze(-2), sine.unsqueeze(-2))
+
+
+def rotated_views(z: Tensor, gamma: Tensor, beta: Tensor, position: Tensor, size: int) -> tuple[Tensor, ...]:
+    """The n vectors gamma_k z + beta_k of every token, rotated as by ``rotate``, each a tensor (..., E) of its own.
+
+    Args:
+        z: (..., E).
+        gamma: (n, E), and beta (n, E).
+        beta: see gamma.
+        position: (...) int64 tokens since the last reset.
+        size: R, even, at most E.
+    """
+    function: Callable[..., tuple[Tensor, ...]] = _RotatedViews.apply
+    return function(z, gamma, beta, *_turns(position, size, z.shape[-1], z.dtype))
+
+
+class _Rotation(torch.autograd.Function):
+    """``_turned``, without a concatenation in either pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(factor, sine)
+        return _turned(x, factor, sine)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        factor, sine = ctx.saved_tensors
+        return _Rotation.apply(gradient, factor, -sine), None, None
+
+
+class _RotatedViews(torch.autograd.Function):
+    """View by view: what one needs stays in the caches, and no gradients are stacked."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, gamma: Tensor, beta: Tensor, factor: Tensor, sine: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(z, gamma, factor, sine)
+        return tuple(_turned(torch.addcmul(b, z, g), factor, sine) for g, b in zip(gamma, beta, strict=True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        z, gamma, factor, sine = ctx.saved_tensors
+        d_z, d_gamma, d_beta = torch.zeros_like(z), [], []
+        for gradient, g in zip(gradients, gamma, strict=True):
+            before = _turned(gradient, factor, -sine)
+            d_z.addcmul_(before, g)
+            d_beta.append(before.flatten(0, -2).sum(0))
+            d_gamma.append(before.mul_(z).flatten(0, -2).sum(0))
+        return d_z, torch.stack(d_gamma), torch.stack(d_beta), None, None
+
+
+def _turned(x: Tensor, factor: Tensor, sine: Tensor) -> Tensor:
+    """The product x * factor, plus the other one of each pair times its sine; see ``_turns``."""
+    half = sine.shape[-1]
+    y = x * factor
+    y[..., :half].addcmul_(x[..., half : 2 * half], sine, value=-1.0)
+    y[..., half : 2 * half].addcmul_(x[..., :half], sine)
+    return y
+
+
+def _turns(position: Tensor, size: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Of tokens at positions (...): (..., E) cosines, twice and then ones, and (..., R / 2) sines."""
+    eager = position.device.type == "cpu" and not torch.compiler.is_compiling()
+    if eager and position.dim() > 1 and position.numel() > 0:
+        first, last = (int(one) for one in position.aminmax())
+        if last - first < position.numel() // 2:
+            # rows share positions: a table of them is smaller
+            table = _turns(torch.arange(first, last + 1), size, width, dtype)
+            index = (position - first).flatten()
+            factor, sine = (one.index_select(0, index).unflatten(0, position.shape) for one in table)
+            return factor, sine
+    index = torch.arange(0, size, 2, device=position.device, dtype=torch.float64)
+    angle = torch.remainder(position[..., None] * LONGEST_WAVE ** (-index / size), 2 * math.pi)
+    if dtype != torch.float64:
         angle = angle.float()
-    cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    first, second, rest = x.split((size // 2, size // 2, x.shape[-1] - size), dim=-1)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine, rest), dim=-1)
+    cosine = angle.cos()
+    rest = cosine.new_ones(()).expand(*cosine.shape[:-1], width - size)
+    return torch.cat([cosine, cosine, rest], dim=-1).to(dtype), angle.sin().to(dtype)

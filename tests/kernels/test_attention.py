@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from typing import Any
@@ -107,6 +108,21 @@ def test_blocks_equal_the_dense_reference_with_all_gradients(
     got = with_gradients(_both("blocked", window, activation), args)
     expected = with_gradients(_both("reference", window, activation), cast(args, torch.float64))
     assert worst(got, expected) < KERNELS["local_attention"][dtype]
+
+
+@pytest.mark.parametrize("window", [5, 64, 300])
+@pytest.mark.parametrize("resets", [None, 0.02])
+@pytest.mark.parametrize("state", [False, True])
+def test_spans_of_queries_equal_blocks_and_the_dense_reference(
+    window: int, resets: float | None, state: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v, reset = _inputs(200, heads=(2, 2), resets=resets)
+    ring = local_attention(*_inputs(90, heads=(2, 2), seed=2)[:3], window)[1] if state else ()
+    args = [q, k, v, _bias(window), *ring, reset]
+    expected = with_gradients(_both("reference", window, "relu2"), args)
+    assert worst(with_gradients(_both("blocked", window, "relu2"), args), expected) < EXACT
+    monkeypatch.setattr(importlib.import_module("rlseq.kernels.local_attention.blocked"), "_SPANNED", 0)
+    assert worst(with_gradients(_both("blocked", window, "relu2"), args), expected) < EXACT
 
 
 @implementations

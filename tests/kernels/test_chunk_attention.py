@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlseq.errors import ConfigError, ShapeError
 from rlseq.kernels import ChunkState, chunk_attention
+from rlseq.kernels._arguments import SHORT
 from tests.kernels.cases import cast, implementation, with_gradients, worst
 from tests.oracles import attention as oracles
 from tests.tolerances import KERNELS
@@ -46,7 +47,7 @@ def _state(chunk: int, past: int, seed: int = 5, **sizes: int) -> ChunkState:
 
 
 def _flat(function: Any, chunk: int) -> Any:
-    """The op as a function of (tokens, bias, mean, current, key, value, count, reset), the state's floats last."""
+    """The op as a function of (tokens, bias, mean, key_quad, key_lin, value, count, reset), the state's floats last."""
 
     def run(*given: Any) -> tuple[Tensor, ...]:
         tokens, bias, parts, reset = given[:5], given[5], given[6:-1], given[-1]
@@ -128,8 +129,8 @@ def test_half_precision_inputs_keep_float32_weights_and_float64_sums(name: str, 
     args = [*tokens, _bias(16).to(dtype), reset]
     got = with_gradients(_both(name, 16), args)
     expected = with_gradients(_both("reference", 16), cast(args, torch.float64))
-    assert got[0].dtype is got[3].dtype is got[4].dtype is dtype
-    assert got[1].dtype is got[2].dtype is torch.float64
+    assert got[0].dtype is got[2].dtype is got[3].dtype is got[4].dtype is dtype
+    assert got[1].dtype is torch.float64
     assert worst(got, expected) < KERNELS["chunk_attention"][dtype]
 
 
@@ -163,6 +164,27 @@ def test_the_size_of_the_pieces_worked_on_does_not_matter(
     for piece in (1, 100, 700):
         monkeypatch.setattr(importlib.import_module("rlseq.kernels.chunk_attention.blocked"), "_PIECE", piece)
         assert worst(with_gradients(_both("blocked", 4), args), whole) < EXACT
+
+
+@pytest.mark.parametrize("resets", [None, 0.05])
+@pytest.mark.parametrize("past", [None, 3, 7])
+def test_attention_token_by_token_equals_blocks(
+    resets: float | None, past: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *tokens, reset = _inputs(150, batch=3, resets=resets)
+    args = [*tokens, _bias(8), *(() if past is None else _state(8, past, batch=3)), reset]
+    blocks = with_gradients(_both("blocked", 8), args)
+    monkeypatch.setattr(importlib.import_module("rlseq.kernels.chunk_attention.blocked"), "_FEW", 100)
+    assert worst(with_gradients(_both("blocked", 8), args), blocks) < EXACT
+
+
+@pytest.mark.parametrize("length", [1, 9])
+def test_rows_that_complete_no_chunk_keep_their_mean_and_no_state_costs_no_matrix(length: int) -> None:
+    *tokens, _ = _inputs(length)
+    state = _state(64, 70)._replace(count=torch.tensor([65, 70]))
+    assert torch.equal(chunk_attention(*tokens, 64, state=state)[1].mean, state.mean)
+    if length > SHORT:
+        assert chunk_attention(*tokens, 64)[1].mean.untyped_storage().nbytes() == 8
 
 
 def test_steps_equal_the_forward_and_leave_an_old_state_of_constant_size_alone() -> None:

@@ -35,11 +35,11 @@ def local_attention(
 def chunk_attention(
     q_quad: Array, k_quad: Array, q_lin: Array, k_lin: Array, v: Array, chunk: int, bias: Array | None, reset: Array
 ) -> tuple[Array, ...]:
-    """arXiv 2202.10447, section 3, with the mean over earlier chunks; o, then mean, current, key, value and count."""
+    """arXiv 2202.10447, section 3, with the mean over earlier chunks; o, mean, key_quad, key_lin, value and count."""
     batch, length, size = q_quad.shape
     o = np.zeros(v.shape)
-    mean, current = np.zeros((2, batch, size, v.shape[2]))
-    key, value = np.zeros((batch, chunk, size)), np.zeros((batch, chunk, v.shape[2]))
+    mean, value = np.zeros((batch, size, v.shape[2])), np.zeros((batch, chunk, v.shape[2]))
+    key, key_lin = np.zeros((2, batch, chunk, size))
     count = np.zeros(batch, dtype=np.int64)
 
     def sum_of(row: int, first: int, end: int) -> Array:
@@ -63,6 +63,7 @@ def chunk_attention(
             o[row, t] += q_lin[row, t] @ mean_of(row, begin, n)
         count[row] = length - begin
         n, left = divmod(length - begin, chunk)
-        mean[row], current[row] = mean_of(row, begin, n), sum_of(row, length - left, length)
-        key[row, :left], value[row, :left] = k_quad[row, length - left :], v[row, length - left :]
-    return o, mean, current, key, value, count
+        mean[row] = mean_of(row, begin, n)
+        for buffer, tokens in ((key, k_quad), (key_lin, k_lin), (value, v)):
+            buffer[row, :left] = tokens[row, length - left :]
+    return o, mean, key, key_lin, value, count

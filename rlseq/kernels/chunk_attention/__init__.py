@@ -36,7 +36,8 @@ def chunk_attention(
 
     A token whose key or value has an entry that is NaN or infinite makes the outputs of those that see it NaN, and
     leaves no trace in others, neither in values nor in gradients; a query that is not finite spoils its own output.
-    k_quad is seen in its own chunk, k_lin in later ones, v in both. In the state, the sum that it is in is NaN.
+    k_quad is seen in its own chunk, k_lin in later ones, v in both. The state keeps the token as it is until its chunk
+    is complete; then the whole mean is NaN.
 
     Args:
         q_quad: (B, L, s) queries inside a chunk, L >= 1; float32, bfloat16, float16 or float64.
@@ -50,8 +51,8 @@ def chunk_attention(
         reset: (B, L) bool; True drops the past before that token and begins a chunk.
 
     Returns:
-        o: (B, L, e), dtype of v; state: after the last token, of constant size, its key and value in the dtype of the
-            state that came, else of v.
+        o: (B, L, e), dtype of v; state: after the last token, of constant size, its keys and values in the dtype of
+            the state that came, else of v. Its mean may be the one that came, or one zero that is repeated.
 
     Raises:
         ShapeError: the arguments do not fit each other; the message shows all shapes.
@@ -75,8 +76,8 @@ def chunk_attention(
         must = "reset must be (B, L) bool"
     elif state is not None and not _fits(state, q_quad, v, chunk):
         must = (
-            f"state must hold mean and current (B, s, e), key (B, {chunk}, s) and value (B, {chunk}, e), all float, "
-            "and count (B,)"
+            f"state must hold mean (B, s, e), key_quad and key_lin (B, {chunk}, s) and value (B, {chunk}, e), "
+            "all float, and count (B,)"
         )
     else:
         short = shape[1] <= SHORT
@@ -102,8 +103,8 @@ def _fits(state: ChunkState, k: Tensor, v: Tensor, chunk: int) -> bool:
     batch, _, size = k.shape
     width = v.shape[2]
     return (
-        state.mean.shape == state.current.shape == (batch, size, width)
-        and state.key.shape == (batch, chunk, size)
+        state.mean.shape == (batch, size, width)
+        and state.key_quad.shape == state.key_lin.shape == (batch, chunk, size)
         and state.value.shape == (batch, chunk, width)
         and state.count.shape == (batch,)
         and all_float(*state[:4])

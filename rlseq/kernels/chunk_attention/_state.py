@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlseq.kernels._attention import broken, cut_out
+from rlseq.kernels._attention import cut_out, may_hold
 
 
 class ChunkState(NamedTuple):
@@ -16,15 +15,15 @@ class ChunkState(NamedTuple):
 
     Attributes:
         mean: (B, s, e) float64 mean of S_n over the complete chunks n; zeros if there is none.
-        current: (B, s, e) float64 S of the tokens so far in the current chunk.
-        key: (B, C, s) k_quad of those tokens; empty slots are zero.
+        key_quad: (B, C, s) k_quad of the tokens so far in the current chunk; empty slots are zero.
+        key_lin: (B, C, s) k_lin of those tokens; empty slots are zero.
         value: (B, C, e) v of those tokens; empty slots are zero.
         count: (B,) int64 tokens since the last reset.
     """
 
     mean: Tensor
-    current: Tensor
-    key: Tensor
+    key_quad: Tensor
+    key_lin: Tensor
     value: Tensor
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody calls on a state
 
@@ -38,26 +37,22 @@ class ChunkState(NamedTuple):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> ChunkState:
-        """No tokens, which equals state None; dtype is that of key and value."""
+        """No tokens, which equals state None; dtype is that of the keys and values."""
         return ChunkState(
             torch.zeros(batch_size, key_size, value_size, dtype=torch.float64, device=device),
-            torch.zeros(batch_size, key_size, value_size, dtype=torch.float64, device=device),
+            torch.zeros(batch_size, chunk, key_size, device=device, dtype=dtype),
             torch.zeros(batch_size, chunk, key_size, device=device, dtype=dtype),
             torch.zeros(batch_size, chunk, value_size, device=device, dtype=dtype),
             torch.zeros(batch_size, dtype=torch.int64, device=device),
         )
 
 
-def carried_sums(state: ChunkState, chunk: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mean and the current sum in float64, zeros where empty or not finite, each with (B,) bool: not finite."""
-    no_mean, no_current = state.count < chunk, torch.remainder(state.count, chunk) == 0
-    out = []
-    for one, empty in ((state.mean, no_mean), (state.current, no_current)):
-        lost = broken(one[:, None])[:, 0] & ~empty
-        out += [cut_out(one[:, None].to(torch.float64), (lost | empty)[:, None])[:, 0], lost]
-    return out[0], out[1], out[2], out[3]
-
-
-def marked(carried: Tensor, lost: Tensor) -> Tensor:
-    """The (B, s, e) sum to carry: NaN where a token in it is not finite."""
-    return cut_out(carried[:, None], lost[:, None], math.nan)[:, 0]
+def carried_mean(state: ChunkState, chunk: int) -> tuple[Tensor, Tensor]:
+    """The mean in float64, zeros where there is none or it is lost, and (B,) whether it is lost: as a whole then."""
+    none = state.count < chunk
+    lost = ~state.mean[:, 0, 0].detach().isfinite()
+    mean = state.mean.to(torch.float64)
+    # where there is none it is zeros already, but gets no gradient
+    if may_hold(lost) or (mean.requires_grad and may_hold(none)):
+        mean = cut_out(mean[:, None], (none | lost)[:, None])[:, 0]
+    return mean, lost & ~none

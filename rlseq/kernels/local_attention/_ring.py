@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rlseq.kernels._attention import chosen, may_hold
+
 
 class AttentionState(NamedTuple):
     """The token at position p since the last reset lies in slot p mod W; slots that no token has filled are zero.
@@ -47,21 +49,26 @@ def past_positions(count: Tensor, window: int) -> Tensor:
     return newest - torch.remainder(newest - torch.arange(window, device=count.device), window)
 
 
-def roll_on(old: Tensor, new: Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
-    """The ring after the new tokens, gathered out of place so that gradients flow through it.
+def roll_on(old: Tensor | None, new: Tensor, count: Tensor, window: int, dtype: torch.dtype) -> Tensor:
+    """The ring after the new tokens, copied out of place so that gradients flow through it.
 
     Args:
-        old: (B, W, Hk, E) ring before.
+        old: (B, W, Hk, E) ring before, None if there was none.
         new: (B, L, Hk, E) new tokens.
         count: (B,) tokens since the last reset after the new tokens.
+        window: W.
         dtype: of the result.
     """
-    window = old.shape[1]
-    new = new[:, -window:]
+    length = new.shape[1]
+    new = new[:, -window:].to(dtype)
+    if old is None and not may_hold(count != length):
+        # the tokens in the order of time, from slot 0 on
+        if length > window:
+            return new.roll(length % window, 1)
+        return torch.cat([new, new.new_zeros(()).expand(new.shape[0], window - length, *new.shape[2:])], dim=1)
     position = past_positions(count, window)
     index = new.shape[1] - (count[:, None] - position)
-    slot = torch.arange(window, device=count.device)
-    source = torch.where(index >= 0, window + index, slot)
-    both = torch.cat([old.to(dtype), new.to(dtype)], dim=1)
-    rolled = both.gather(1, source[:, :, None, None].expand(-1, -1, *both.shape[2:]))
-    return torch.where((position >= 0)[:, :, None, None], rolled, 0.0)
+    if old is not None:
+        index = torch.where(index >= 0, window + index, torch.arange(window, device=count.device))
+        new = torch.cat([old.to(dtype), new], dim=1)
+    return chosen(new, index, position >= 0)

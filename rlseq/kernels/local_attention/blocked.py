@@ -9,8 +9,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlseq.kernels._arguments import compute_dtype
-from rlseq.kernels._attention import broken, cut_out, distance_bias, latest, positions, squared_relu
+from rlseq.kernels._attention import (
+    Attention,
+    attend,
+    broken,
+    chosen,
+    cut_out,
+    distance_bias,
+    later_resets,
+    latest,
+    positions,
+    spans,
+    squared_relu,
+    surely_finite,
+)
 from rlseq.kernels.local_attention._ring import AttentionState, roll_on
+
+_SPANNED = 512
+"""Most queries that are worked on span by span: each span is a call of its own."""
 
 
 def why_not(device: str, dtype: torch.dtype) -> str | None:
@@ -32,30 +48,79 @@ def local_attention(
     """As ``rlseq.kernels.local_attention``, arguments already checked."""
     if q.shape[1] == 1 and state is not None:
         return _step(q, k, v, window, activation, bias, state, reset, dropout)
-    state_dtype = k.dtype if state is None else state.key.dtype
-    started = state is not None
     if state is None:
-        sizes = (k.shape[2], k.shape[3], v.shape[3])
-        state = AttentionState.zeros(k.shape[0], window, *sizes, device=k.device, dtype=k.dtype)
-    length = q.shape[1]
+        reset = later_resets(reset)
+    length, state_dtype = q.shape[1], k.dtype if state is None else state.key.dtype
     index = torch.arange(length, device=q.device)
-    position = positions(state.count, reset, length)
+    position = positions(index.new_zeros(q.shape[0]) if state is None else state.count, reset, length)
+    # time of the first token that each query sees
     first = torch.maximum(index - position, index - window + 1)
+    queries, keys, values, spoiled = _finite(q, k, v, window, state, first)
 
-    lost_query, lost = broken(q), broken(k, v)
-    clean_q, clean_k, clean_v = cut_out(q, lost_query), cut_out(k, lost), cut_out(v, lost)
-    if started or length > window:
-        o, lost = _banded(clean_q, clean_k, clean_v, window, activation, bias, state, first, lost, dropout)
-    else:
+    past = keys.shape[1] - length
+    fits = past == 0 and length <= window
+    if activation == "relu2" and _in_spans(q, k, dropout):
+        o = _spanned(queries, keys, values, window, bias, first, fits and reset is None)
+    elif fits:
         distance = index[:, None] - index
         seen = (distance >= 0) if reset is None else (distance >= 0) & (index >= first[:, :, None])
         plain = reset is None and activation == "softmax" and bias is None
-        o = _attend(clean_q, clean_k, clean_v, window, activation, bias, None if plain else seen, distance, dropout)
-        lost = latest(lost) >= first
-    o = cut_out(o, lost | lost_query, math.nan)
+        o = _attend(queries, keys, values, window, activation, bias, None if plain else seen, distance, dropout)
+    else:
+        if past == 0:
+            keys, values = (functional.pad(one, (0, 0, 0, 0, window, 0)) for one in (keys, values))
+        o = _banded(queries, keys, values, window, activation, bias, first, dropout)
+    if spoiled is not None:
+        o = cut_out(o, spoiled, math.nan)
     count = position[:, -1] + 1
-    key = roll_on(state.key, k, count, state_dtype)
-    return o, AttentionState(key, roll_on(state.value, v, count, state_dtype), count)
+    key, value = (
+        roll_on(ring, new, count, window, state_dtype)
+        for ring, new in zip((None, None) if state is None else state[:2], (k, v), strict=True)
+    )
+    return o, AttentionState(key, value, count)
+
+
+def _finite(
+    q: Tensor, k: Tensor, v: Tensor, window: int, state: AttentionState | None, first: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Queries, and keys and values after the ring's, zero where not finite; (B, L) who sees one of those, or None."""
+    past: tuple[Tensor, ...] = ()
+    if state is not None:
+        # in the order of time, oldest first; empty slots are zero
+        order = torch.remainder(state.count[:, None] + torch.arange(window, device=q.device), window)
+        past = tuple(chosen(ring.to(k.dtype), order) for ring in state[:2])
+    if surely_finite(q, k, v, *past):
+        spoiled = None
+    else:
+        lost_query, lost = broken(q), broken(k, v)
+        q, k, v, before = cut_out(q, lost_query), cut_out(k, lost), cut_out(v, lost), 0
+        if past:
+            lost_past, before = broken(*past), window
+            past = tuple(cut_out(one, lost_past) for one in past)
+            lost = torch.cat([lost_past, lost], dim=1)
+        spoiled = (latest(lost, -before)[:, before:] >= first) | lost_query
+    if past:
+        k, v = torch.cat([past[0], k], dim=1), torch.cat([past[1], v], dim=1)
+    return q, k, v, spoiled
+
+
+def _in_spans(q: Tensor, k: Tensor, dropout: float) -> bool:
+    """Whether relu^2 goes span by span, not over all blocks at once: on a CPU, as long as the spans are few."""
+    return q.device.type == "cpu" and q.shape[2] == k.shape[2] and dropout == 0.0 and q.shape[1] <= _SPANNED
+
+
+def _spanned(q: Tensor, k: Tensor, v: Tensor, window: int, bias: Tensor | None, first: Tensor, causal: bool) -> Tensor:
+    """Attention of (B, L, H, E) queries to (B, P + L, H, E) keys with relu^2, the last L keys being the queries' own.
+
+    first (B, L) is the time of the first token that each query sees; causal says that it is the first of all.
+    """
+    (batch, length, heads, _), dtype = q.shape, compute_dtype(q)
+    past = k.shape[1] - length
+    queries, keys, values = (one.to(dtype).transpose(1, 2).flatten(0, 1) for one in (q, k, v))
+    begin = None if causal else (first + past).clamp_min(0).repeat_interleave(heads, 0)
+    tokens = Attention(queries, keys, values, None if bias is None else bias.to(dtype), None, None)
+    o = attend(tokens, window, spans(length, past, window, linear=False), begin, None)
+    return o.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
 
 
 def _attend(
@@ -142,32 +207,21 @@ def _banded(
     window: int,
     activation: str,
     bias: Tensor | None,
-    state: AttentionState,
     first: Tensor,
-    lost: Tensor,
     dropout: float,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Blocks of up to W tokens, each attending to the W tokens before it and to itself.
 
-    The tokens are finite. first (B, L) is the time of the first token that each query sees; lost (B, L) marks tokens
-    whose key or value was not finite; second result is whether each query sees one. The rest is as in the public
-    function.
+    k and v have W tokens before the queries' own; first (B, L) is the time of the first token that each query sees. The
+    rest is as in the public function.
     """
     batch, length = q.shape[:2]
     block = min(window, length)
     blocks = -(-length // block)
     padding = blocks * block - length
 
-    # the ring in the order of time, oldest first
-    order = torch.remainder(state.count[:, None] + torch.arange(window, device=q.device), window)
-    past_k, past_v = (
-        ring.to(k.dtype).gather(1, order[:, :, None, None].expand(-1, -1, *ring.shape[2:]))
-        for ring in (state.key, state.value)
-    )
-    past_lost = broken(past_k, past_v)
-
-    def keys_of_blocks(past: Tensor, new: Tensor) -> Tensor:
-        joined = functional.pad(torch.cat([cut_out(past, past_lost), new], dim=1), (0, 0, 0, 0, 0, padding))
+    def keys_of_blocks(joined: Tensor) -> Tensor:
+        joined = functional.pad(joined, (0, 0, 0, 0, 0, padding))
         if blocks == 1:
             return joined
         # not unfold, whose gradient is slow
@@ -181,7 +235,6 @@ def _banded(
     column = torch.arange(window + block, device=q.device)
     distance = torch.arange(window, window + block, device=q.device)[:, None] - column
     seen = ((column >= bound) & (distance >= 0)).flatten(0, 1)
-    keys, values = keys_of_blocks(past_k, k), keys_of_blocks(past_v, v)
+    keys, values = keys_of_blocks(k), keys_of_blocks(v)
     o = _attend(queries, keys, values, window, activation, bias, seen, distance, dropout)
-    seen_lost = latest(torch.cat([past_lost, lost], dim=1), -window)[:, window:] >= first
-    return o.unflatten(0, (batch, blocks)).flatten(1, 2)[:, :length], seen_lost
+    return o.unflatten(0, (batch, blocks)).flatten(1, 2)[:, :length]

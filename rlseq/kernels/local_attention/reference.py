@@ -61,5 +61,5 @@ def local_attention(
     o = cut_out(o, (seen & lost[:, None, :]).any(-1) | lost_query, math.nan)
 
     count = position[:, -1] + 1
-    key = roll_on(state.key, k, count, state_dtype)
-    return o.to(q.dtype), AttentionState(key, roll_on(state.value, v, count, state_dtype), count)
+    key, value = (roll_on(ring, new, count, window, state_dtype) for ring, new in ((state.key, k), (state.value, v)))
+    return o.to(q.dtype), AttentionState(key, value, count)
