@@ -113,7 +113,8 @@ class GatedAttention(nn.Module):
         self.size = min(KEY_SIZE, width)
         self.expanded = EXPANSION * width
         self.inner = fan_in_linear(width, 2 * self.expanded + self.size)
-        self.gamma = nn.Parameter(torch.empty(views, self.size).normal_(std=0.02))
+        # std 1: scores are divided by the whole reach, so that from the paper's 0.02 content counted much later
+        self.gamma = nn.Parameter(torch.randn(views, self.size))
         self.beta = nn.Parameter(torch.zeros(views, self.size))
         # relu(bias)^2 sums to 1 over the reach: at first the unit averages, and every distance has a gradient
         self.bias = nn.Parameter(torch.full((reach,), reach**-0.5))
