@@ -1,0 +1,50 @@
+"""``rlseq data``: looks at datasets."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from rlseq.cli._print import facts
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Reads a dataset whole and says what is in it."""
+
+    dataset: tyro.conf.Positional[str]
+    """minari:ID, d4rl:ID, d4rl:FILE.hdf5, bundled:NAME or a path."""
+
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+def main(arguments: list[str]) -> None:
+    """``rlseq data inspect`` and ``rlseq data list``."""
+    from rlseq import data
+
+    parser = argparse.ArgumentParser(prog="rlseq data")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True, dest="action")
+    actions.add_parser("inspect", help="read a dataset and say what is in it", add_help=False)
+    actions.add_parser("list", help="name every dataset that can be opened without a path", add_help=False)
+    if parser.parse_args(arguments[:1]).action == "list":
+        print("\n".join(data.known_datasets()))
+        return
+    chosen = tyro.cli(Inspect, prog="rlseq data inspect", args=arguments[1:])
+    found = data.summary(data.open_dataset(chosen.dataset))
+    if chosen.json:
+        print(json.dumps(found))
+        return
+    console = Console()
+    columns = {name: found.pop(name) for name in ("obs", "action")}
+    console.print(facts({k: v for k, v in found.items() if v not in (None, {}, [])}))
+    for name, rows in columns.items():
+        table = Table(name, *rows[0], box=None, pad_edge=False, header_style="bold")
+        for index, row in enumerate(rows):
+            table.add_row(str(index), *(f"{value:.4g}" for value in row.values()))
+        console.print(table)
