@@ -56,7 +56,7 @@ OWNERS: dict[str, str] = {
     "mujoco": r"rlseq\.envs(\.\w+)?",
     "tensorboard": r"rlseq\.training\.\w+",
     "torch.utils.tensorboard": r"rlseq\.training\.\w+",
-    "tyro": r"rlseq\.(config|recipes|run|cli)",
+    "tyro": r"rlseq\.(config|recipes|run|cli)(\.\w+)?",
 }
 KERNEL_LIBRARIES = {"torch", "numpy", "numba", "llvmlite", "triton"}
 HEAVY = ("triton", "minari", "mujoco", "tensorboard", "numba")
