@@ -61,6 +61,8 @@ class DatasetInfo:
         ref_max_score: return that counts as normalized score 1; None where none was published.
         env_kwargs: keyword arguments of ``gymnasium.make`` that the recording environment had; JSON values only.
         dropped_obs: columns of the environment's flat observation that the dataset leaves out.
+        discrete: the environment's action is one of A numbers, ``Discrete(A)``; the dataset holds it as a row of A, 1
+            for the chosen one and else 0, the bounds.
     """
 
     id: str
@@ -73,6 +75,7 @@ class DatasetInfo:
     ref_max_score: float | None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     dropped_obs: tuple[int, ...] = ()
+    discrete: bool = False
 
     @property
     def action_size(self) -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rlseq.agents.heads import masked_mse
-from rlseq.agents.policy import Policy
+from rlseq.agents import acting, engines
+from rlseq.agents.heads import Categorical, DeterministicTanh
+from rlseq.agents.policy import MODES, Policy
 from rlseq.agents.tokens import Inputs
 from rlseq.errors import ConfigError, SpaceError
 from rlseq.types import Batch, DatasetInfo, DatasetStats
@@ -65,6 +67,7 @@ class Agent(nn.Module):
     obs_std: Tensor
     action_middle: Tensor
     action_half: Tensor
+    head: DeterministicTanh | Categorical
     reads_past = True
 
     def __init__(self, info: DatasetInfo, stats: DatasetStats, *, window: int, config: AgentConfig) -> None:
@@ -93,9 +96,9 @@ class Agent(nn.Module):
         """Raw action (..., A) -> [-1, 1]."""
         return (action - self.action_middle) / self.action_half
 
-    def to_bounds(self, action_scaled: Tensor) -> Tensor:
-        """[-1, 1] (..., A) -> the action space's bounds."""
-        return self.action_middle + self.action_half * action_scaled
+    def to_bounds(self, prediction: Tensor) -> Tensor:
+        """What the head says (..., A) -> the action within the dataset's bounds (..., A)."""
+        return self.action_middle + self.action_half * self.head.decide(prediction)
 
     def inputs(
         self,
@@ -146,32 +149,38 @@ class Agent(nn.Module):
         raise NotImplementedError
 
     def forward(self, inputs: Inputs, state: Any = None) -> tuple[Tensor, Any]:
-        """K steps at once: actions (B, K, A) in [-1, 1], each only from what came before it, and the last state."""
+        """K steps at once: what the head says (B, K, A), each only from what came before it, and the last state."""
         raise NotImplementedError
 
     def step(self, inputs: Inputs, state: Any) -> tuple[Tensor, Any]:
-        """One step (K = 1): action (B, A) in [-1, 1] and the next state."""
+        """One step (K = 1): what the head says (B, A), and the next state."""
         raise NotImplementedError
 
     # --- what an agent gives ----------------------------------------------------------------------------------------
 
     def loss(self, batch: Batch, state: Any = None) -> Loss:
-        """Mean squared error of the actions over valid steps, in scaled units.
+        """The head's loss over valid steps: mean squared error in scaled units, or cross-entropy of discrete actions.
 
         Args:
             batch: B rows of K steps.
             state: where row b starts from; zeros if None.
         """
         prediction, state = self(self.training_inputs(batch), state)
-        value = masked_mse(prediction, self.scaled_action(batch.action), batch.mask)
+        value = self.head.loss(prediction, self.scaled_action(batch.action), batch.mask)
         return Loss(value, {"loss": value.detach()}, state)
 
     def training_inputs(self, batch: Batch) -> Inputs:
         """`window_inputs` with whatever noise the agent trains under."""
         return self.window_inputs(batch)
 
+    @property
+    def longest_episode(self) -> int | None:
+        """Steps that an episode may have; None, as for most agents, for no limit."""
+        return None
+
     def check_timesteps(self, longest: int) -> None:
-        """Raises ConfigError where an episode of `longest` steps does not fit the agent; most agents have no limit."""
+        """Raises ConfigError where an episode of `longest` steps does not fit the agent."""
+        acting.check_episode_length(longest, self.longest_episode)
 
     def policy(
         self,
@@ -180,6 +189,7 @@ class Agent(nn.Module):
         target_return: float | Tensor | None = None,
         mode: str = "recurrent",
         window: int | None = None,
+        engine: str = "eager",
     ) -> Policy:
         """A policy for num_envs environments.
 
@@ -188,8 +198,41 @@ class Agent(nn.Module):
             target_return: raw return to ask for, one for all or (num_envs,); the dataset's best if None.
             mode: ``recurrent`` carries the state, O(1) a step; ``window`` re-reads the last `window` steps every time.
             window: environment steps that window mode reads; the training window if None.
+            engine: what runs the step, a name of `rlseq.agents.engines.ENGINES`: ``eager``, ``compiled`` or ``onnx``.
 
         Raises:
-            ConfigError: unknown mode, or sizes that do not fit.
+            ConfigError: unknown mode or engine, sizes that do not fit, or an engine that cannot run here.
         """
-        return Policy(self, num_envs, target_return=target_return, mode=mode, window=window)
+        if num_envs < 1:
+            raise ConfigError(f"policy: num_envs must be at least 1, got {num_envs}.")
+        step = self._acting_step(mode, window)
+        return Policy(engines.build(engine, step, num_envs), num_envs, target_return=target_return)
+
+    def export(self, path: str | Path, *, mode: str = "recurrent", window: int | None = None, **facts: Any) -> None:
+        """Writes one acting step as an ONNX file that onnxruntime runs without torch (`rlseq.agents.engines.onnx`).
+
+        Args:
+            path: of the file; replaced whole if it is there.
+            mode: see `policy`.
+            window: see `policy`.
+            facts: plain values for the file's metadata.
+
+        Raises:
+            ConfigError: the packages of the extra ``onnx`` are missing, or ONNX has not all of the agent's operations.
+            RunError: no place to write to.
+        """
+        from rlseq.agents.engines import onnx
+
+        described = {"info": {"id": self.info.id, "env_id": self.info.env_id, "env_kwargs": self.info.env_kwargs}}
+        bounds = {"action_low": self.info.action_low.tolist(), "action_high": self.info.action_high.tolist()}
+        onnx.write(self._acting_step(mode, window), path, {**described, **bounds, **facts})
+
+    def _acting_step(self, mode: str, window: int | None) -> acting.ActingStep:
+        """The step of a mode, of this agent in evaluation mode."""
+        if mode not in MODES:
+            raise ConfigError(f"policy: mode must be one of {', '.join(MODES)}, got {mode!r}.")
+        steps = self.window if window is None else window
+        if steps < 1:
+            raise ConfigError(f"policy: window must be at least 1, got {steps}.")
+        agent = self.eval()
+        return (acting.RecurrentStep(agent) if mode == "recurrent" else acting.WindowStep(agent, steps)).eval()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rlseq.agents.agent import Agent, AgentConfig
-from rlseq.agents.heads import DeterministicTanh
+from rlseq.agents.heads import head_for
 from rlseq.agents.tokens import Inputs
 from rlseq.errors import ConfigError
 from rlseq.types import DatasetInfo, DatasetStats
@@ -61,7 +61,7 @@ class BehaviourCloning(Agent):
         self.hidden = nn.Sequential(
             *(nn.Sequential(nn.Linear(i, o), nn.ReLU(), nn.Dropout(config.dropout)) for i, o in pairwise(sizes))
         )
-        self.head = DeterministicTanh(config.width, info.action_size)
+        self.head = head_for(config.width, info.action_size, discrete=info.discrete)
 
     def init_state(self, batch_size: int) -> tuple[()]:
         """Nothing is remembered."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rlseq import backbones
 from rlseq.agents.agent import Agent, AgentConfig
-from rlseq.agents.heads import DeterministicTanh
+from rlseq.agents.heads import head_for
 from rlseq.agents.tokens import Inputs, InterleavedTokens, JointTokens
 from rlseq.errors import ConfigError, UnknownNameError
 from rlseq.types import Batch, DatasetInfo, DatasetStats
@@ -119,7 +119,7 @@ class DecisionTransformer(Agent):
                 **common,
             )
         self.backbone = backbone
-        self.head = DeterministicTanh(width, info.action_size)
+        self.head = head_for(width, info.action_size, discrete=info.discrete)
 
     @classmethod
     def for_data(
@@ -145,14 +145,10 @@ class DecisionTransformer(Agent):
         )
         return build(config, store.info, store.stats, window=window, backbone=backbone, backbone_config=backbone_config)
 
-    def check_timesteps(self, longest: int) -> None:
-        """Raises ConfigError where an episode is longer than the timestep table."""
-        table = self.tokens.timestep
-        if table is not None and longest > table.num_embeddings:
-            raise ConfigError(
-                f"decision_transformer: an episode must have at most {table.num_embeddings} steps, the size of the "
-                f"timestep table, got {longest}. Train with --agent.timestep-embedding False, or on longer episodes."
-            )
+    @property
+    def longest_episode(self) -> int | None:
+        """The size of the timestep table."""
+        return None if self.tokens.timestep is None else self.tokens.timestep.num_embeddings
 
     def training_inputs(self, batch: Batch) -> Inputs:
         """Inputs with the configured noise on return-to-go (one draw per row) and observations."""

@@ -82,30 +82,35 @@ def read(folder: Path, name: str) -> tuple[DatasetInfo, Iterator[Trajectory]]:
     return info, _trajectories(data, storage)
 
 
-def flat_observations(space: Space[Any], value: Any) -> np.ndarray:
-    """(rows, S) columns of a (nested) batch of observations, in the order of `gymnasium.spaces.flatten`."""
+def flat_rows(space: Space[Any], value: Any) -> np.ndarray:
+    """(rows, S) columns of a (nested) batch of values, in the order of `gymnasium.spaces.flatten`."""
     from gymnasium import spaces
 
     if isinstance(space, spaces.Dict):
-        parts = [flat_observations(part, value[key]) for key, part in space.spaces.items()]
+        parts = [flat_rows(part, value[key]) for key, part in space.spaces.items()]
         return np.concatenate(parts, axis=1)
     if isinstance(space, spaces.Tuple):
-        return np.concatenate([flat_observations(part, v) for part, v in zip(space.spaces, value, strict=True)], axis=1)
+        return np.concatenate([flat_rows(part, v) for part, v in zip(space.spaces, value, strict=True)], axis=1)
     array = np.asarray(value)
+    if isinstance(space, spaces.Discrete):
+        return _one_hot(array, int(space.start), int(space.n))
+    if isinstance(space, spaces.MultiDiscrete):
+        columns = zip(array.reshape(len(array), -1).T, space.start.flat, space.nvec.flat, strict=True)
+        return np.concatenate([_one_hot(column, int(start), int(n)) for column, start, n in columns], axis=1)
     return array.reshape(len(array), -1)
+
+
+def _one_hot(values: np.ndarray, start: int, n: int) -> np.ndarray:
+    """(T,) whole numbers from start on -> (T, n) float32 rows; one outside the space raises ValueError."""
+    if not np.isin(values, np.arange(start, start + n)).all():
+        raise ValueError(f"a value outside Discrete({n}, start={start})")
+    return (values.reshape(-1, 1) == np.arange(start, start + n)).astype(np.float32)
 
 
 def _info(name: str, data: Path, metadata: dict[str, Any], storage: MinariStorage) -> DatasetInfo:
     from gymnasium import spaces
 
-    action_space = storage.action_space
-    if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
-        raise DataError(
-            f"open_dataset: the actions of {name} must be a Box of one axis, got {action_space}. Discrete and nested "
-            f"actions are not supported."
-        )
-    if not action_space.is_bounded():
-        raise DataError(f"open_dataset: the actions of {name} must be bounded, got {action_space}. Rescale them.")
+    low, high = _action_bounds(name, storage.action_space)
     _require_vectors(name, storage.observation_space)
     spec = json.loads(metadata.get("eval_env_spec") or metadata.get("env_spec") or "{}")
     scores = score_range(str(data / "metadata.json"), metadata) or (None, None)
@@ -113,13 +118,29 @@ def _info(name: str, data: Path, metadata: dict[str, Any], storage: MinariStorag
         id=name,
         env_id=spec.get("id"),
         obs_size=spaces.flatdim(storage.observation_space),
-        action_low=action_space.low.astype(np.float32),
-        action_high=action_space.high.astype(np.float32),
+        action_low=low,
+        action_high=high,
         max_episode_steps=spec.get("max_episode_steps"),
         ref_min_score=scores[0],
         ref_max_score=scores[1],
         env_kwargs=spec.get("kwargs") or {},
+        discrete=isinstance(storage.action_space, spaces.Discrete),
     )
+
+
+def _action_bounds(name: str, space: Space[Any]) -> tuple[np.ndarray, np.ndarray]:
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return np.zeros(int(space.n), np.float32), np.ones(int(space.n), np.float32)
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise DataError(
+            f"open_dataset: the actions of {name} must be a Box of one axis or Discrete from 0, got {space}. Nested "
+            f"actions are not supported."
+        )
+    if not space.is_bounded():
+        raise DataError(f"open_dataset: the actions of {name} must be bounded, got {space}. Rescale them.")
+    return space.low.astype(np.float32), space.high.astype(np.float32)
 
 
 def _require_vectors(name: str, space: Space[Any]) -> None:
@@ -129,12 +150,14 @@ def _require_vectors(name: str, space: Space[Any]) -> None:
         parts = tuple(space.spaces.values())
     elif isinstance(space, spaces.Tuple):
         parts = space.spaces
-    elif isinstance(space, spaces.Box) and not (space.dtype == np.uint8 and len(space.shape) > 1):
+    elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete) or (
+        isinstance(space, spaces.Box) and not (space.dtype == np.uint8 and len(space.shape) > 1)
+    ):
         return
     else:
         raise DataError(
-            f"open_dataset: the observations of {name} must be (nested) Box spaces of numbers, got {space}. Images, "
-            f"text and discrete observations are not supported."
+            f"open_dataset: the observations of {name} must be (nested) Box or Discrete spaces, got {space}. Images "
+            f"and text are not supported."
         )
     for part in parts:
         _require_vectors(name, part)
@@ -145,7 +168,7 @@ def _trajectories(data: Path, storage: MinariStorage) -> Iterator[Trajectory]:
     number = 0
     try:
         for number, episode in enumerate(storage.get_episodes(range(storage.total_episodes))):
-            yield _trajectory(f"{data}: episode_{number}", storage.observation_space, episode)
+            yield _trajectory(f"{data}: episode_{number}", storage, episode)
             number += 1
     except DataError:
         raise
@@ -153,8 +176,12 @@ def _trajectories(data: Path, storage: MinariStorage) -> Iterator[Trajectory]:
         raise _unreadable(data, f"episode_{number}", error) from error
 
 
-def _trajectory(where: str, space: Space[Any], episode: dict[str, Any]) -> Trajectory:
-    obs, action = flat_observations(space, episode["observations"]), np.asarray(episode["actions"])
+def _trajectory(where: str, storage: MinariStorage, episode: dict[str, Any]) -> Trajectory:
+    from gymnasium import spaces
+
+    obs, action = flat_rows(storage.observation_space, episode["observations"]), np.asarray(episode["actions"])
+    if isinstance(storage.action_space, spaces.Discrete):
+        action = flat_rows(storage.action_space, action)
     reward, terminations, truncations = (np.asarray(episode[k]) for k in ("rewards", "terminations", "truncations"))
     lengths = {"observations - 1": len(obs) - 1, "actions": len(action), "rewards": len(reward)}
     check_equal_lengths(where, lengths | {"terminations": len(terminations), "truncations": len(truncations)})

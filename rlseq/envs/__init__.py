@@ -101,7 +101,13 @@ def check_spaces(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], info: 
     differ: list[str] = []
     if not isinstance(obs_space, spaces.Box) or obs_space.shape != (info.obs_size,):
         differ.append(f"observations: dataset {info.obs_size} numbers, environment {obs_space}")
-    if not isinstance(action_space, spaces.Box) or action_space.shape != (info.action_size,):
+    if info.discrete:
+        if not isinstance(action_space, spaces.Discrete) or (action_space.n, action_space.start) != (
+            info.action_size,
+            0,
+        ):
+            differ.append(f"actions: dataset {info.action_size} choices, environment {action_space}")
+    elif not isinstance(action_space, spaces.Box) or action_space.shape != (info.action_size,):
         differ.append(f"actions: dataset {info.action_size} numbers, environment {action_space}")
     else:
         for bound, ours in (("low", info.action_low), ("high", info.action_high)):

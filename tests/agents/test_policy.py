@@ -26,7 +26,7 @@ def whole_episode(store: TrajectoryStore, index: int) -> Batch:
 def replay(policy: Policy, store: TrajectoryStore, index: int) -> tuple[list[Inputs], np.ndarray]:
     """Feeds an episode of the dataset through the acting path; returns the inputs the agent saw and its actions."""
     trajectory, seen, actions = store[index], [], []
-    agent = policy.agent
+    agent = policy.engine.step.agent
     original = agent.inputs
 
     def spy(*args: Tensor, **kwargs: Tensor) -> Inputs:

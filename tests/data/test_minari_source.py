@@ -12,7 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from rlseq.data import open_dataset
-from rlseq.data.minari_source import datasets_root, flat_observations, local_ids
+from rlseq.data.minari_source import datasets_root, flat_rows, local_ids
 from rlseq.errors import DataError, UnknownNameError
 
 BOX = spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -126,12 +126,12 @@ def test_nested_observations_are_flattened_as_gymnasium_does(root):
     assert store.info.obs_size == spaces.flatdim(nested) == 9
 
 
-def test_flat_observations_keep_the_order_of_the_space_whatever_the_order_of_the_keys():
+def test_flat_rows_keep_the_order_of_the_space_whatever_the_order_of_the_keys():
     space = spaces.Dict({"b": spaces.Box(0, 1, (1,)), "a": spaces.Box(0, 1, (1,))})
     value = {"b": np.array([[1.0]]), "a": np.array([[2.0]])}
     expected = spaces.flatten(space, {key: column[0] for key, column in value.items()})
-    assert np.array_equal(flat_observations(space, value)[0], expected)
-    assert np.array_equal(flat_observations(space, dict(reversed(value.items())))[0], expected)
+    assert np.array_equal(flat_rows(space, value)[0], expected)
+    assert np.array_equal(flat_rows(space, dict(reversed(value.items())))[0], expected)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="needs pyarrow (pip install minari[arrow])")

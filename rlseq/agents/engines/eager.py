@@ -1,0 +1,60 @@
+"""The step as PyTorch runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from rlseq.agents.acting import ActingStep, PolicyState
+
+
+class Eager:
+    """Runs an acting step; see `Engine`."""
+
+    def __init__(self, step: ActingStep, rows: int) -> None:
+        self.step, self.spec, self.rows = step, step.spec, rows
+        self.device = step.agent.obs_mean.device
+        leaves, self._structure = _pytree.tree_flatten_with_path(step.initial_state(1))
+        self.names = tuple(leaf_name(path) for path, _ in leaves)
+        self.run: Callable[..., tuple[Tensor, PolicyState]] = step
+
+    def initial_state(self) -> PolicyState:
+        """See `Engine`."""
+        return self.step.initial_state(self.rows)
+
+    @torch.inference_mode()
+    def __call__(
+        self, obs: np.ndarray, reward: np.ndarray, episode_start: np.ndarray, target_return: np.ndarray, state: Any
+    ) -> tuple[np.ndarray, PolicyState]:
+        """See `Engine`."""
+        arrays = (obs, reward, episode_start, target_return)
+        action, following = self.run(*(torch.from_numpy(x).to(self.device) for x in arrays), state)
+        return action.cpu().numpy(), following
+
+    def native(self, array: np.ndarray) -> Tensor:
+        """See `Engine`."""
+        return torch.from_numpy(array.copy()).to(self.device)
+
+    def arrays(self, state: PolicyState) -> list[np.ndarray]:
+        """See `Engine`."""
+        return [leaf.cpu().numpy().copy() for leaf in _pytree.tree_leaves(state)]
+
+    def restored(self, arrays: list[np.ndarray]) -> PolicyState:
+        """See `Engine`."""
+        restored: PolicyState = _pytree.tree_unflatten([self.native(array) for array in arrays], self._structure)
+        return restored
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """``memory.0.hidden``: fields by name, entries of a tuple by number."""
+    return ".".join(str(getattr(key, "name", getattr(key, "idx", getattr(key, "key", key)))) for key in path)
+
+
+def build(step: ActingStep, rows: int) -> Eager:
+    """The engine of a step."""
+    return Eager(step, rows)
