@@ -54,6 +54,7 @@ OWNERS: dict[str, str] = {
     "minari": r"rlseq\.data\.\w+",
     "h5py": r"rlseq\.data\.\w+",
     "mujoco": r"rlseq\.envs(\.\w+)?",
+    "popgym": r"rlseq\.envs(\.\w+)?",
     "tensorboard": r"rlseq\.training\.\w+",
     "torch.utils.tensorboard": r"rlseq\.training\.\w+",
     "tyro": r"rlseq\.(config|recipes|run|cli)(\.\w+)?",
