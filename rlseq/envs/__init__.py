@@ -1,4 +1,7 @@
-"""The Gymnasium side: environments as flat vectors, made quietly, held against a dataset."""
+"""The Gymnasium side: environments as flat vectors, made quietly, held against a dataset; memory tasks.
+
+Importing it registers rlseq's own environments, `rlseq.envs.t_maze`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlseq.envs._quiet import no_version_note_on_failure, quiet_mujoco
-from rlseq.envs._registry import import_package_of
+from rlseq.envs._registry import import_package_of, register_own
 from rlseq.errors import ConfigError, SpaceError, UnknownNameError
 from rlseq.types import DatasetInfo
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
 __all__ = ["check_spaces", "make", "make_for"]
+
+register_own()
 
 
 def make(
