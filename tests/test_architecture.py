@@ -35,6 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "config": BELOW_RUN,
     "recipes": BELOW_RUN | {"config"},
     "conformance": WORDS | {"backbones", "kernels"},
+    "t_maze_data": WORDS | {"data", "envs"},
     "run": BELOW_RUN | {"config", "recipes", "conformance"},
     "doctor": BELOW_RUN,
     "cli": BELOW_RUN | {"config", "recipes", "run", "conformance", "doctor"},
