@@ -47,6 +47,27 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
+class Episode:
+    """One episode as it was played and as Minari stores it: the final observation is part of it, actions are raw.
+
+    Attributes:
+        obs: (T + 1, …), the environment's.
+        action: (T, …), the environment's: ints of shape (T,) where actions are discrete.
+        reward: (T,) float64.
+        terminated: the episode ended in a terminal state.
+        truncated: the episode was cut (time limit, or the recording stopped).
+        seed: the environment was reset with it; None where unknown.
+    """
+
+    obs: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    terminated: bool
+    truncated: bool
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
 class DatasetInfo:
     """What a dataset says of itself and of the environment that it was recorded in.
 

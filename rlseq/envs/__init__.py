@@ -1,4 +1,7 @@
-"""The Gymnasium side: environments as flat vectors, made quietly, held against a dataset."""
+"""The Gymnasium side: environments as flat vectors, made quietly, held against a dataset; memory tasks.
+
+Importing it registers rlseq's own environments, `rlseq.envs.t_maze`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlseq.envs._quiet import no_version_note_on_failure, quiet_mujoco
+from rlseq.envs._registry import import_package_of, register_own
 from rlseq.errors import ConfigError, SpaceError, UnknownNameError
 from rlseq.types import DatasetInfo
 
@@ -16,6 +20,8 @@ if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
 
 __all__ = ["check_spaces", "make", "make_for"]
+
+register_own()
 
 
 def make(
@@ -28,8 +34,9 @@ def make(
 ) -> VectorEnv[Any, Any, Any]:
     """`num_envs` copies of a Gymnasium environment as one vector environment with next-step autoreset.
 
-    Observations are flat: nested ones are flattened as `gymnasium.spaces.flatten` does, and `dropped_obs` columns are
-    left out after that. MuJoCo's deprecation notes for Gymnasium's models are swallowed.
+    Observations are flat: nested and discrete ones are flattened as `gymnasium.spaces.flatten` does (a discrete one is
+    one-hot), and `dropped_obs` columns are left out after that. MuJoCo's deprecation notes for Gymnasium's models are
+    swallowed.
 
     Args:
         env_id: Gymnasium id, or ``module:id``.
@@ -52,6 +59,7 @@ def make(
 
     def one() -> gymnasium.Env[Any, Any]:
         quiet_mujoco()  # here, so that a worker process of an asynchronous vector is quiet too
+        import_package_of(env_id)
         return _flat_env(gymnasium.make(env_id, **env_kwargs), dropped)
 
     try:
@@ -139,7 +147,8 @@ def _flat_env(env: gymnasium.Env[Any, Any], dropped: tuple[int, ...]) -> gymnasi
     from gymnasium.wrappers import FlattenObservation, TransformObservation
 
     space = env.observation_space
-    if isinstance(space, spaces.Dict | spaces.Tuple) or (isinstance(space, spaces.Box) and len(space.shape) != 1):
+    other = spaces.Dict | spaces.Tuple | spaces.Discrete | spaces.MultiDiscrete
+    if isinstance(space, other) or (isinstance(space, spaces.Box) and len(space.shape) != 1):
         env = FlattenObservation(env)
     if not dropped:
         return env

@@ -240,3 +240,44 @@ def test_a_handler_that_is_already_set_stays():
         assert mujoco.get_mju_user_warning() is not _pass_on
     finally:
         mujoco.set_mju_user_warning(before)
+
+
+class _Coded(_Nested):
+    """Observations are codes; the first is the number of steps taken."""
+
+    def __init__(self, space=None):
+        super().__init__()
+        self.observation_space = space
+
+    def _observe(self):
+        return self.observation_space.dtype.type(self.done) if self._is_one() else np.array([[self.done, 1]])
+
+    def _is_one(self):
+        return isinstance(self.observation_space, spaces.Discrete)
+
+
+@pytest.fixture
+def coded_id():
+    gymnasium.register("rlseq-test/Coded-v0", _Coded)
+    yield "rlseq-test/Coded-v0"
+    del gymnasium.registry["rlseq-test/Coded-v0"]
+
+
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        (spaces.Discrete(4), [[1, 0, 0, 0], [0, 1, 0, 0]]),
+        (spaces.Discrete(3, start=-1), [[0, 1, 0], [0, 0, 1]]),
+        (spaces.MultiDiscrete([[3, 2]]), [[1, 0, 0, 0, 1], [0, 1, 0, 0, 1]]),
+    ],
+)
+def test_discrete_observations_become_one_hot(coded_id, space, expected):
+    vector = envs.make(coded_id, 1, space=space)
+    assert vector.single_observation_space.shape == (len(expected[0]),)
+    obs = [vector.reset(seed=0)[0], vector.step(np.zeros((1, 1), np.float32))[0]]
+    assert np.concatenate(obs).tolist() == expected
+
+
+def test_columns_of_a_one_hot_observation_can_be_dropped(coded_id):
+    vector = envs.make(coded_id, 1, space=spaces.Discrete(3), dropped_obs=[1])
+    assert vector.reset(seed=0)[0].tolist() == [[1, 0]]
