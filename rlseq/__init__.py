@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlseq import agents, backbones, data, envs, evaluation, kernels, training
+    from rlseq.agents import load_policy
     from rlseq.run import load, train
 
 __version__ = "0.1.0"
-__all__ = ["agents", "backbones", "data", "envs", "evaluation", "kernels", "load", "train", "training"]
+__all__ = ["agents", "backbones", "data", "envs", "evaluation", "kernels", "load", "load_policy", "train", "training"]
 
-_FUNCTIONS = {"load": "rlseq.run", "train": "rlseq.run"}
+_FUNCTIONS = {"load": "rlseq.run", "load_policy": "rlseq.agents", "train": "rlseq.run"}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -46,15 +47,22 @@ def toy_trajectories(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[Tr
     ]
 
 
-def toy_store(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> TrajectoryStore:
-    """A store of `toy_trajectories` that names `ToyEnv`."""
+def toy_store(lengths: Sequence[int] = LENGTHS, seed: int = 0, *, discrete: bool = False) -> TrajectoryStore:
+    """A store of `toy_trajectories` that names `ToyEnv`; discrete: the larger column is the choice, and no environment."""
     info = DatasetInfo("toy", "rlseq-tests/Toy-v0", OBS_SIZE, LOW, HIGH, 25, -10.0, 30.0)
-    return TrajectoryStore.from_trajectories(toy_trajectories(lengths, seed), info)
+    trajectories = toy_trajectories(lengths, seed)
+    if discrete:
+        zeros = np.zeros(ACTION_SIZE, np.float32)
+        info = replace(info, env_id=None, action_low=zeros, action_high=zeros + 1, discrete=True)
+        choices = np.eye(ACTION_SIZE, dtype=np.float32)
+        trajectories = [replace(one, action=choices[one.action.argmax(1)]) for one in trajectories]
+    return TrajectoryStore.from_trajectories(trajectories, info)
 
 
 def toy_agent(kind: str, store: TrajectoryStore, window: int = 20) -> Agent:
-    """A small agent of `AGENTS` with fresh weights, in evaluation mode."""
-    backbone, options = AGENTS[kind]
+    """A small agent of `AGENTS`, or of BACKBONE-TOKENS, with fresh weights, in evaluation mode."""
+    name, _, tokens = kind.rpartition("-")
+    backbone, options = AGENTS.get(kind, (name, {"tokens": tokens}))
     if backbone is None:
         config = CloningConfig(width=16, **options)
         return BehaviourCloning(store.info, store.stats, window=window, config=config).eval()

@@ -208,24 +208,43 @@ class Agent(nn.Module):
         step = self._acting_step(mode, window)
         return Policy(engines.build(engine, step, num_envs), num_envs, target_return=target_return)
 
-    def export(self, path: str | Path, *, mode: str = "recurrent", window: int | None = None, **facts: Any) -> None:
+    def export(
+        self,
+        path: str | Path,
+        *,
+        mode: str = "recurrent",
+        window: int | None = None,
+        overwrite: bool = False,
+        facts: dict[str, Any] | None = None,
+    ) -> float:
         """Writes one acting step as an ONNX file that onnxruntime runs without torch (`rlseq.agents.engines.onnx`).
 
         Args:
-            path: of the file; replaced whole if it is there.
+            path: of the file.
             mode: see `policy`.
             window: see `policy`.
+            overwrite: replace the file if it is there.
             facts: plain values for the file's metadata.
+
+        Returns:
+            The largest difference of an action from PyTorch's over the steps that were compared before writing.
 
         Raises:
             ConfigError: the packages of the extra ``onnx`` are missing, or ONNX has not all of the agent's operations.
-            RunError: no place to write to.
+            RunError: no place to write to, or the file is there.
         """
         from rlseq.agents.engines import onnx
 
-        described = {"info": {"id": self.info.id, "env_id": self.info.env_id, "env_kwargs": self.info.env_kwargs}}
-        bounds = {"action_low": self.info.action_low.tolist(), "action_high": self.info.action_high.tolist()}
-        onnx.write(self._acting_step(mode, window), path, {**described, **bounds, **facts})
+        info = self.info
+        described = {
+            "dataset": info.id,
+            "env_id": info.env_id,
+            "env_kwargs": info.env_kwargs,
+            "dropped_obs": list(info.dropped_obs),
+            "action_low": info.action_low.tolist(),
+            "action_high": info.action_high.tolist(),
+        }
+        return onnx.write(self._acting_step(mode, window), path, {**described, **(facts or {})}, overwrite=overwrite)
 
     def _acting_step(self, mode: str, window: int | None) -> acting.ActingStep:
         """The step of a mode, of this agent in evaluation mode."""

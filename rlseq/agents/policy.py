@@ -18,6 +18,7 @@ from rlseq.errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
     from rlseq.agents.engines import Engine
+    from rlseq.agents.sb3 import SB3Policy
 
 MODES = ("recurrent", "window")
 
@@ -87,6 +88,12 @@ class Policy:
                 )
         self.target_return = np.array(values["target_return"])
         self.state = self.engine.restored([np.asarray(values[name]) for name in self.engine.names])
+
+    def for_sb3(self) -> SB3Policy:
+        """This policy with Stable-Baselines3's ``predict``."""
+        from rlseq.agents.sb3 import SB3Policy
+
+        return SB3Policy(self)
 
     # --- acting -----------------------------------------------------------------------------------------------------
 

@@ -89,7 +89,7 @@ def _turned(x: Tensor, factor: Tensor, sine: Tensor) -> Tensor:
     """The product x * factor, plus the other one of each pair times its sine; see ``_turns``."""
     half = sine.shape[-1]
     y = x * factor
-    y[..., :half].addcmul_(x[..., half : 2 * half], sine, value=-1.0)
+    y[..., :half].addcmul_(x[..., half : 2 * half], -sine)
     y[..., half : 2 * half].addcmul_(x[..., :half], sine)
     return y
 

@@ -13,6 +13,7 @@ from rlseq.errors import RlseqError
 COMMANDS = {
     "train": "train an agent on a dataset and evaluate it",
     "eval": "evaluate a trained agent in its environment",
+    "export": "write a trained agent's acting step as an ONNX file",
     "data": "look at datasets",
     "doctor": "say what this installation can do",
 }

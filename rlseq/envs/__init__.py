@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import gymnasium
     from gymnasium.vector import VectorEnv
 
-__all__ = ["check_spaces", "make", "make_for"]
+__all__ = ["check_spaces", "make", "make_for", "with_reward"]
 
 register_own()
 
@@ -94,6 +94,16 @@ def make_for(info: DatasetInfo, num_envs: int = 1, seed: int | None = None) -> V
     envs = make(info.env_id, num_envs, seed, dropped_obs=info.dropped_obs, **info.env_kwargs)
     check_spaces(envs, info)
     return envs
+
+
+def with_reward(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """The environment with observations {"obs": its own, "reward": () float64 of the step before, 0 at a reset}.
+
+    For `rlseq.agents.sb3.SB3Policy`: Stable-Baselines3 hands a model the observation alone.
+    """
+    from rlseq.envs._with_reward import WithReward
+
+    return WithReward(env)
 
 
 def check_spaces(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], info: DatasetInfo) -> None:

@@ -10,7 +10,7 @@ everywhere.
 from __future__ import annotations
 
 from rlseq.kernels._attention import positions
-from rlseq.kernels._dispatch import Status, status
+from rlseq.kernels._dispatch import Status, plain_operations, status
 from rlseq.kernels._threads import rule_torch
 from rlseq.kernels.causal_conv import causal_conv
 from rlseq.kernels.chunk_attention import ChunkState, chunk_attention
@@ -31,6 +31,7 @@ __all__ = [
     "geglu",
     "linear_scan",
     "local_attention",
+    "plain_operations",
     "positions",
     "rg_lru",
     "rms_norm",

@@ -26,7 +26,7 @@ def positions(count: Tensor, reset: Tensor | None, length: int) -> Tensor:
     index = torch.arange(length, device=count.device)
     if reset is None:
         return count[:, None] + index
-    started = torch.where(reset, index, NEVER).cummax(dim=1).values
+    started = latest(reset)
     return torch.where(started >= 0, index - started, count[:, None] + index)
 
 
@@ -68,7 +68,13 @@ def cut_out(tokens: Tensor, flags: Tensor, value: float = 0.0) -> Tensor:
 def latest(flags: Tensor, first: int = 0) -> Tensor:
     """Time of the last marked token up to each one, NEVER if there is none; flags (B, L) begin at time ``first``."""
     index = torch.arange(first, first + flags.shape[1], device=flags.device)
-    return torch.where(flags, index, NEVER).cummax(dim=1).values
+    marked = torch.where(flags, index, NEVER)
+    if flags.shape[1] == 1:
+        return marked
+    if torch.compiler.is_exporting():  # ONNX has no running maximum
+        before = torch.ones(len(index), len(index), dtype=torch.bool, device=flags.device).tril()
+        return torch.where(before, marked.unsqueeze(1), NEVER).amax(-1)
+    return marked.cummax(dim=1).values
 
 
 def chosen(tokens: Tensor, index: Tensor, filled: Tensor | None = None) -> Tensor:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ ORDER = ("gpu", "cpu", "blocked", "reference")
 _FOLDER = Path(__file__).parent
 _chosen: dict[tuple[str, str, torch.dtype, str], str] = {}
 _lock = threading.RLock()
+_plain: ContextVar[bool] = ContextVar("plain_operations", default=False)
 _loaded: set[tuple[str, str]] = set()
 _functions: dict[tuple[str, str], Callable[..., Any]] = {}
 
@@ -57,8 +60,18 @@ def choose(op: str, device: str, dtype: torch.dtype) -> Callable[..., Any]:
     return _functions[op, name]
 
 
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """Ops use PyTorch's own operations alone, as a graph that leaves PyTorch must; not seen by `torch.compile`."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
 def _chosen_name(op: str, device: str, dtype: torch.dtype) -> str:
-    forced = os.environ.get("RLSEQ_KERNEL", "")
+    forced = "blocked,reference" if _plain.get() else os.environ.get("RLSEQ_KERNEL", "")
     key = (op, device, dtype, forced)
     if key not in _chosen:
         with _lock:

@@ -17,16 +17,21 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlseq.agents.acting import ActingSpec, ActingStep, PolicyState
 from rlseq.errors import ConfigError, RunError
+from rlseq.kernels import plain_operations
+
+if TYPE_CHECKING:
+    from rlseq.agents.engines import Engine
 
 FORMAT = 1
 """Raised whenever the names, the order or the meaning of inputs and outputs change."""
 OPSET = 20
+TOLERANCE = 1e-4
 _KEY = "rlseq"
 _ADVICE = 'Install it: pip install "rlseq[onnx]".'
 
@@ -94,28 +99,37 @@ def from_file(path: str | Path, rows: int) -> Onnx:
     runtime = _runtime()
     if not Path(path).is_file():
         raise RunError(f"load_policy: {path} must be a file, got none. Write one: rlseq export RUN {path}")
+    of_runtime = vars(runtime.capi.onnxruntime_pybind11_state).values()
+    broken = tuple(kind for kind in of_runtime if isinstance(kind, type) and issubclass(kind, Exception))
     try:
         return Onnx(str(path), rows)
-    except RunError:
-        raise
-    except runtime.capi.onnxruntime_pybind11_state.RuntimeException as error:
-        raise _no_graph(path, error) from error
-    except (RuntimeError, ValueError, OSError) as error:
-        raise _no_graph(path, error) from error
+    except broken as error:
+        told = " ".join(str(error).split())[:200]
+        raise RunError(f"load_policy: {path} must be an ONNX file of rlseq export, got {told}") from error
 
 
-def write(step: ActingStep, path: str | Path, facts: dict[str, Any]) -> None:
-    """Writes the step as a file, whole or not at all.
+def write(step: ActingStep, path: str | Path, facts: dict[str, Any], *, overwrite: bool) -> float:
+    """Writes the step as a file, whole or not at all, after a comparison with PyTorch.
 
     Args:
         step: what to write.
         path: of the file.
         facts: put into the metadata beside what the policy needs; plain values.
+        overwrite: replace a file.
+
+    Returns:
+        The largest difference of an action.
     """
     target = Path(path)
     if target.is_dir() or not target.absolute().parent.is_dir():
-        raise RunError(f"export: {target} must be a file in a folder that exists, got {target.absolute().parent}.")
+        raise RunError(f"export: {target} must be a file in a folder that exists, got another place. Make the folder.")
+    if target.exists() and not overwrite:
+        raise RunError(f"export: {target} must not exist yet, got a file. Give --overwrite or another name.")
+    _runtime()
     content = graph(step, facts)
+    difference = largest_difference(step, content)
+    if not difference <= TOLERANCE:
+        raise ConfigError(f"export: the graph must act as PyTorch does within {TOLERANCE}, got {difference:.2g}.")
     handle, name = tempfile.mkstemp(dir=target.absolute().parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -124,6 +138,27 @@ def write(step: ActingStep, path: str | Path, facts: dict[str, Any]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    return difference
+
+
+def largest_difference(step: ActingStep, model: bytes, *, rows: int = 3, steps: int = 20) -> float:
+    """Of an action of the graph from PyTorch's, over random steps in which rows start over apart."""
+    from rlseq.agents.engines.eager import Eager
+
+    both: tuple[Engine, Engine] = (Onnx(model, rows), Eager(step, rows))
+    states = [engine.initial_state() for engine in both]
+    rng, found = np.random.default_rng(0), 0.0
+    steps = min(steps, step.spec.longest_episode or steps)
+    for number in range(steps):
+        obs = rng.normal(size=(rows, step.spec.obs_size)).astype(np.float32)
+        start = (rng.random(rows) < 0.1) | (number == 0)
+        arguments = (obs, rng.normal(size=rows), start, np.full(rows, step.spec.target_return))
+        actions = []
+        for index, engine in enumerate(both):
+            action, states[index] = engine(*arguments, states[index])
+            actions.append(action.astype(np.float64))
+        found = max(found, float(np.abs(actions[0] - actions[1]).max()))
+    return found
 
 
 def graph(step: ActingStep, facts: dict[str, Any]) -> bytes:
@@ -151,7 +186,7 @@ def graph(step: ActingStep, facts: dict[str, Any]) -> bytes:
     names = [name for name, _ in leaves]
     batched = _pytree.tree_map(lambda _: {0: torch.export.Dim.DYNAMIC}, arguments)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), _quiet(), plain_operations():
             program = torch.onnx.export(
                 step,
                 arguments,
@@ -197,11 +232,6 @@ def _runtime() -> Any:
     except ImportError as error:
         raise ConfigError(f"policy: engine onnx needs onnxruntime, got {error}. {_ADVICE}") from error
     return onnxruntime
-
-
-def _no_graph(path: str | Path, error: Exception) -> RunError:
-    told = " ".join(str(error).split())[:200]
-    return RunError(f"load_policy: {path} must be an ONNX file of rlseq export, got {told}")
 
 
 @contextlib.contextmanager
