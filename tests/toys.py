@@ -48,7 +48,7 @@ def toy_trajectories(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[Tr
 
 
 def toy_store(lengths: Sequence[int] = LENGTHS, seed: int = 0, *, discrete: bool = False) -> TrajectoryStore:
-    """A store of `toy_trajectories` that names `ToyEnv`; discrete: the larger column is the choice, and no environment."""
+    """A store of `toy_trajectories` that names `ToyEnv`; discrete: the larger column is chosen, and no environment."""
     info = DatasetInfo("toy", "rlseq-tests/Toy-v0", OBS_SIZE, LOW, HIGH, 25, -10.0, 30.0)
     trajectories = toy_trajectories(lengths, seed)
     if discrete:
@@ -59,14 +59,14 @@ def toy_store(lengths: Sequence[int] = LENGTHS, seed: int = 0, *, discrete: bool
     return TrajectoryStore.from_trajectories(trajectories, info)
 
 
-def toy_agent(kind: str, store: TrajectoryStore, window: int = 20) -> Agent:
+def toy_agent(kind: str, store: TrajectoryStore, window: int = 20, depth: int = 2) -> Agent:
     """A small agent of `AGENTS`, or of BACKBONE-TOKENS, with fresh weights, in evaluation mode."""
     name, _, tokens = kind.rpartition("-")
     backbone, options = AGENTS.get(kind, (name, {"tokens": tokens}))
     if backbone is None:
         config = CloningConfig(width=16, **options)
         return BehaviourCloning(store.info, store.stats, window=window, config=config).eval()
-    small = {"width": 16, "depth": 2}
+    small: dict[str, Any] = {"width": 16, "depth": None if backbone == "hybrid" else depth}
     return DecisionTransformer.for_data(store, backbone, window=window, backbone_options=small, **options).eval()
 
 

@@ -39,7 +39,7 @@ def agent_of(kind: str) -> Agent:
     torch.manual_seed(0)
     discrete = kind.endswith("-discrete")
     store = toy_store(discrete=discrete)
-    return toy_agent(kind.replace("-discrete", "-joint"), store, window=4)
+    return toy_agent(kind.replace("-discrete", "-joint"), store, window=4, depth=1)
 
 
 def scenario(steps: int = STEPS, rows: int = ROWS) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -133,9 +133,8 @@ def test_a_state_dict_that_does_not_fit_is_refused_and_changes_nothing() -> None
 
 @pytest.mark.parametrize("engine", ["eager", "onnx"])
 def test_predict_is_pure_whatever_the_engine(engine: str) -> None:
-    policy = (
-        agent_of("hawk-joint").policy(ROWS) if engine == "eager" else onnx_policy("hawk-joint-previous", "recurrent")
-    )
+    kind = "hawk-joint-previous"
+    policy = agent_of(kind).policy(ROWS) if engine == "eager" else onnx_policy(kind, "recurrent")
     policy.state = policy.initial_state()
     steps = scenario()
     played(policy, steps[:5])
