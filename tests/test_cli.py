@@ -1,7 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
@@ -11,6 +17,7 @@ import pytest
 import rlseq
 from rlseq.cli import main
 from tests.toys import toy_store
+from tests.vector_toys import DRAWING
 
 SMALL = ["--backbone.width", "16", "--backbone.depth", "1", "--updates", "4", "--checkpoint-every", "2"]
 QUICK = [*SMALL, "--window", "20", "--batch-size", "4", "--eval.episodes", "2", "--eval.during", "1", "--device", "cpu"]
@@ -224,8 +231,73 @@ def test_eval_asks_for_what_the_training_asked_for(capsys: pytest.CaptureFixture
     assert [again[k] for k in ("mode", "target_return", "seeds", "returns")] == [
         first[k] for k in ("mode", "target_return", "seeds", "returns")
     ]
-    for bad in (["--target-return", "1", "nan"], ["--episodes", "0"], ["--num-envs", "0"], ["--device", "meta"]):
-        one_line(capsys, ["eval", "run", *bad])
+    Path("file").write_text("mine")
+    before = sorted(Path().rglob("*"))
+    for bad, word in (
+        (["--target-return", "1", "nan"], "finite"),
+        (["--episodes", "0"], "episodes"),
+        (["--num-envs", "0"], "num_envs must be >= 1"),
+        (["--device", "meta"], "device"),
+        (["--vectorization", "native"], "vector_entry_point"),
+        (["--vectorization", "native", "--env", "HalfCheetah-v5"], "vector_entry_point"),
+        (["--video", "file"], "video"),
+        (["--video", "videos"], "video" if find_spec("moviepy") is None else "must draw"),
+    ):
+        assert word in one_line(capsys, ["eval", "run", *bad])
+    with pytest.raises(SystemExit) as caught:
+        main(["eval", "run", "--vectorization", "asink"])
+    assert caught.value.code == 2
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.usefixtures("toy")
+def test_eval_draws_and_lists_the_videos(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("moviepy", reason='needs moviepy: pip install "rlseq[video]"')
+    main(["train", "--dataset", "toy", "--out", "run", *QUICK])
+    capsys.readouterr()
+    asked = ["eval", "run", "--env", DRAWING, "--episodes", "3", "--mode", "recurrent", "window", "--video", "videos"]
+    assert main([*asked, "--vectorization", "async", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["evaluations"]
+    assert [row["vectorization"] for row in found] == ["async", "async"]
+    assert sorted(file for row in found for file in row["videos"]) == sorted(map(str, Path("videos").iterdir()))
+    assert len(list(Path("videos").glob("window-*.mp4"))) == 3
+    assert main(asked) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("Video:  videos/") == 6
+    assert "videos" in printed.err, "a progress bar"
+
+
+INTERRUPTED = """
+import multiprocessing, signal
+from rlseq import cli, config, run
+from tests.toys import toy_agent, toy_store
+from tests.vector_toys import SLOW
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started by ignores
+run.load_with_experiment = lambda *_: (toy_agent("hawk-joint", toy_store()), config.Experiment())
+code = cli.main(["eval", "run", "--env", SLOW, "--episodes", "40", "--vectorization", "async", "--num-envs", "2"])
+print(code, multiprocessing.active_children())
+"""
+
+
+def test_ctrl_c_ends_the_workers_quietly() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as command:
+        while not Path("stepping").exists() and command.poll() is None:
+            time.sleep(0.05)
+        os.killpg(command.pid, signal.SIGINT)  # as a terminal does: the workers get it as well
+        out, err = command.communicate(timeout=60)
+    assert out == "130 []\n"
+    assert err.splitlines()[-1] == "rlseq: stopped."
+    assert "Traceback" not in err
+    assert "Warning" not in err
 
 
 @pytest.mark.usefixtures("toy")
@@ -256,7 +328,8 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], arguments:
         (["train", "--help"], ["--dataset", "--backbone", "--backbone.width", "--updates", "--checkpoint-every",
                                "--seed", "--out", "--resume", "--overwrite", "--device", "--optim.lr",
                                "--eval.target-return"]),
-        (["eval", "--help"], ["--episodes", "--target-return", "--mode", "--json"]),
+        (["eval", "--help"], ["--episodes", "--target-return", "--mode", "--json", "--num-envs", "--vectorization",
+                              "{sync,async,native}", "--video", "rlseq[video]", "MUJOCO_GL=egl"]),
         (["data", "inspect", "--help"], ["--json"]),
         (["doctor", "--help"], ["--json"]),
     ],

@@ -38,6 +38,14 @@ class Eval:
     num_envs: int | None = None
     """Environments side by side. None: one for every episode, at most 16."""
 
+    vectorization: Literal["sync", "async", "native"] = "sync"
+    """sync: one environment after the other; async: a process each, for slow ones; native: Gymnasium's vector form of
+    the environment, where it has one."""
+
+    video: Path | None = None
+    """Folder for mp4 files of the best, the median and the worst episode of every mode and target; needs rlseq[video],
+    and MuJoCo without a display the environment variable MUJOCO_GL=egl."""
+
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -68,6 +76,8 @@ def main(arguments: list[str]) -> None:
             seed=asked.seed,
             mode=mode,
             num_envs=chosen.num_envs,
+            vectorization=chosen.vectorization,
+            video=chosen.video,
             progress=not chosen.json,
         ).as_dict()
         for mode in asked.mode
@@ -76,4 +86,7 @@ def main(arguments: list[str]) -> None:
     if chosen.json:
         print(json.dumps({"run": str(chosen.run), "evaluations": rows, **provenance()}))
     else:
-        print_scores(Console(), rows)
+        console = Console()
+        print_scores(console, rows)
+        for file in (file for row in rows for file in row["videos"]):
+            console.print(f"Video:  {file}", highlight=False, markup=False, soft_wrap=True)

@@ -5,21 +5,28 @@ Importing it registers rlseq's own environments, `rlseq.envs.t_maze`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from rlseq.envs._quiet import no_version_note_on_failure, quiet_mujoco
 from rlseq.envs._registry import import_package_of, register_own
+from rlseq.envs._rendering import make_rendering
 from rlseq.errors import ConfigError, SpaceError, UnknownNameError
 from rlseq.types import DatasetInfo
 
 if TYPE_CHECKING:
     import gymnasium
-    from gymnasium.vector import VectorEnv
+    from gymnasium.vector import AutoresetMode, VectorEnv
 
-__all__ = ["check_spaces", "make", "make_for", "with_reward"]
+__all__ = ["VECTORIZATIONS", "Vectorization", "check_spaces", "make", "make_for", "make_rendering", "with_reward"]
+
+Vectorization = Literal["sync", "async", "native"]
+VECTORIZATIONS: tuple[Vectorization, ...] = ("sync", "async", "native")
 
 register_own()
 
@@ -29,58 +36,89 @@ def make(
     num_envs: int = 1,
     seed: int | None = None,
     *,
+    vectorization: Vectorization = "sync",
+    autoreset_mode: AutoresetMode | str | None = None,
     dropped_obs: Iterable[int] = (),
     **env_kwargs: Any,
 ) -> VectorEnv[Any, Any, Any]:
-    """`num_envs` copies of a Gymnasium environment as one vector environment with next-step autoreset.
+    """`num_envs` copies of a Gymnasium environment as one vector environment.
 
     Observations are flat: nested and discrete ones are flattened as `gymnasium.spaces.flatten` does (a discrete one is
     one-hot), and `dropped_obs` columns are left out after that. MuJoCo's deprecation notes for Gymnasium's models are
-    swallowed.
+    swallowed, in worker processes too.
 
     Args:
         env_id: Gymnasium id, or ``module:id``.
         num_envs: rows.
         seed: environment i starts from seed + i, and the action space from seed: what follows a plain `reset()` is
-            then the same in every run.
+            then the same in every run. What the rows of a native vector make of one seed is its own affair.
+        vectorization: ``sync``, one environment after the other in this process; ``async``, a worker process for each
+            (close the vector to end them; they leave Ctrl-C to this process); ``native``, the environment's own vector
+            form, Gymnasium's ``vector_entry_point``.
+        autoreset_mode: when a row whose episode ended is reset: a `gymnasium.vector.AutoresetMode` or its value. None:
+            in the next step, or as a native vector does it; that one cannot be asked for another way.
         dropped_obs: columns of the flat observation that the agent does not see, `DatasetInfo.dropped_obs`.
         env_kwargs: for `gymnasium.make`.
     Raises:
-        UnknownNameError: no such id.
-        ConfigError: the environment cannot be made (a missing package, an old version, a wrong argument), or
-            num_envs < 1.
+        UnknownNameError: no such id, vectorization or autoreset mode.
+        ConfigError: the environment cannot be made (a missing package, an old version, a wrong argument), it has no
+            native vector or one that resets otherwise, or num_envs < 1.
     """
     import gymnasium
     from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
     if num_envs < 1:
         raise ConfigError(f"make: num_envs must be >= 1, got {num_envs}. Give a larger one.")
-    dropped = tuple(dropped_obs)
+    if vectorization not in VECTORIZATIONS:
+        raise UnknownNameError("vectorization", vectorization, VECTORIZATIONS)
+    try:
+        mode = AutoresetMode.NEXT_STEP if autoreset_mode is None else AutoresetMode(autoreset_mode)
+    except ValueError as error:
+        raise UnknownNameError("autoreset mode", str(autoreset_mode), [one.value for one in AutoresetMode]) from error
+    dropped, main_process = tuple(dropped_obs), os.getpid()
 
     def one() -> gymnasium.Env[Any, Any]:
-        quiet_mujoco()  # here, so that a worker process of an asynchronous vector is quiet too
+        if os.getpid() != main_process:
+            # Ctrl-C reaches the workers as well, but it is the main process that ends them.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        quiet_mujoco()
         import_package_of(env_id)
         return _flat_env(gymnasium.make(env_id, **env_kwargs), dropped)
 
-    try:
-        with no_version_note_on_failure():
-            envs = SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
-    except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound, gymnasium.error.VersionNotFound) as error:
-        raise UnknownNameError("environment", env_id, gymnasium.registry) from error
-    except (gymnasium.error.Error, ImportError, TypeError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        given = f" with {env_kwargs}" if env_kwargs else ""
-        raise ConfigError(
-            f"make: {env_id!r}{given} must be an environment that can be made, got {reason}. {_advice(env_id)}"
-        ) from error
-    if seed is not None:
-        envs.reset(seed=seed)
-        envs.action_space.seed(seed)
+    envs: VectorEnv[Any, Any, Any]
+    with _told_in_one_line(env_id, env_kwargs, native=vectorization == "native"):
+        if vectorization == "native":
+            quiet_mujoco()
+            own = gymnasium.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **env_kwargs)
+            envs = _flat_vector(own, dropped)
+        elif vectorization == "async":
+            from rlseq.envs._workers import Workers
+
+            envs = Workers([one] * num_envs, mode)
+        else:
+            envs = SyncVectorEnv([one] * num_envs, autoreset_mode=mode)
+    with _closed_on_error(envs):
+        found = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+        if autoreset_mode is not None and found != mode:
+            raise ConfigError(
+                f"make: the native vector of {env_id!r} must reset as asked, {mode.value}, got {found.value}. Leave "
+                f"autoreset_mode out, or give vectorization sync or async."
+            )
+        if seed is not None:
+            envs.reset(seed=seed)
+            envs.action_space.seed(seed)
     return envs
 
 
-def make_for(info: DatasetInfo, num_envs: int = 1, seed: int | None = None) -> VectorEnv[Any, Any, Any]:
-    """The environment that a dataset names, checked against it.
+def make_for(
+    info: DatasetInfo,
+    num_envs: int = 1,
+    seed: int | None = None,
+    *,
+    vectorization: Vectorization = "sync",
+    autoreset_mode: AutoresetMode | str | None = None,
+) -> VectorEnv[Any, Any, Any]:
+    """The environment that a dataset names, checked against it; the other arguments are those of `make`.
 
     Raises:
         ConfigError: the dataset names none, or see `make`.
@@ -91,8 +129,17 @@ def make_for(info: DatasetInfo, num_envs: int = 1, seed: int | None = None) -> V
             f"make_for: {info.id} must name an environment, got none. Name one with --eval.env ID (rlseq train) or "
             f"--env ID (rlseq eval), or train without evaluations: --eval.episodes 0 --eval.during 0."
         )
-    envs = make(info.env_id, num_envs, seed, dropped_obs=info.dropped_obs, **info.env_kwargs)
-    check_spaces(envs, info)
+    envs = make(
+        info.env_id,
+        num_envs,
+        seed,
+        vectorization=vectorization,
+        autoreset_mode=autoreset_mode,
+        dropped_obs=info.dropped_obs,
+        **info.env_kwargs,
+    )
+    with _closed_on_error(envs):
+        check_spaces(envs, info)
     return envs
 
 
@@ -139,6 +186,39 @@ def check_spaces(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], info: 
         )
 
 
+@contextmanager
+def _told_in_one_line(env_id: str, env_kwargs: dict[str, Any], *, native: bool) -> Iterator[None]:
+    """What Gymnasium says of an environment that it cannot make becomes an error of ours."""
+    import gymnasium
+
+    try:
+        with no_version_note_on_failure():
+            yield
+    except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound, gymnasium.error.VersionNotFound) as error:
+        raise UnknownNameError("environment", env_id, gymnasium.registry) from error
+    except (gymnasium.error.Error, ImportError, TypeError, OSError, ValueError, EOFError) as error:
+        spec = gymnasium.registry.get(env_id.rpartition(":")[2])
+        if native and spec is not None and spec.vector_entry_point is None:
+            raise ConfigError(
+                f"make: {env_id!r} must have a vector_entry_point for vectorization native, got none. Give "
+                f"vectorization sync or async."
+            ) from error
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        given = f" with {env_kwargs}" if env_kwargs else ""
+        raise ConfigError(
+            f"make: {env_id!r}{given} must be an environment that can be made, got {reason}. {_advice(env_id)}"
+        ) from error
+
+
+@contextmanager
+def _closed_on_error(envs: VectorEnv[Any, Any, Any]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        envs.close()
+        raise
+
+
 def _advice(env_id: str) -> str:
     import gymnasium
 
@@ -162,9 +242,29 @@ def _flat_env(env: gymnasium.Env[Any, Any], dropped: tuple[int, ...]) -> gymnasi
         env = FlattenObservation(env)
     if not dropped:
         return env
-    flat = env.observation_space
-    if not isinstance(flat, spaces.Box) or max(dropped) >= flat.shape[0]:
-        raise ConfigError(f"make: dropped_obs must be columns of {flat}, got {dropped}. Drop none.")
-    kept = np.setdiff1d(np.arange(flat.shape[0]), dropped)
-    seen = spaces.Box(flat.low[kept], flat.high[kept], dtype=flat.dtype.type)
+    seen, kept = _kept(env.observation_space, dropped)
     return TransformObservation(env, lambda obs: obs[kept], seen)
+
+
+def _flat_vector(envs: VectorEnv[Any, Any, Any], dropped: tuple[int, ...]) -> VectorEnv[Any, Any, Any]:
+    """`_flat_env` for all rows of a native vector at once."""
+    from gymnasium import spaces
+    from gymnasium.wrappers import vector
+
+    space = envs.single_observation_space
+    if isinstance(space, spaces.Dict | spaces.Tuple) or (isinstance(space, spaces.Box) and len(space.shape) != 1):
+        envs = vector.FlattenObservation(envs)
+    if not dropped:
+        return envs
+    seen, kept = _kept(envs.single_observation_space, dropped)
+    return vector.TransformObservation(envs, lambda obs: obs[:, kept], single_observation_space=seen)
+
+
+def _kept(space: gymnasium.Space[Any], dropped: tuple[int, ...]) -> tuple[gymnasium.spaces.Box, np.ndarray]:
+    """The space without the dropped columns, and the indices of those that stay."""
+    from gymnasium import spaces
+
+    if not isinstance(space, spaces.Box) or max(dropped) >= space.shape[0]:
+        raise ConfigError(f"make: dropped_obs must be columns of {space}, got {dropped}. Drop none.")
+    kept = np.setdiff1d(np.arange(space.shape[0]), dropped)
+    return spaces.Box(space.low[kept], space.high[kept], dtype=space.dtype.type), kept

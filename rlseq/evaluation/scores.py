@@ -5,15 +5,18 @@ normalized_score = (return - ref_min) / (ref_max - ref_min)          (D4RL, Fu e
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import AutoresetMode
 
 from rlseq import envs
 from rlseq.agents import Agent
 from rlseq.errors import ConfigError
 from rlseq.evaluation.rollout import rollout
+from rlseq.evaluation.video import check_video, record_videos
 from rlseq.progress import ProgressBar
 from rlseq.types import DatasetInfo
 
@@ -34,6 +37,8 @@ class Scores:
         env_us: microseconds of the environment a call, all rows together.
         num_envs: rows that a call acted for.
         state_bytes: bytes that one environment's state occupies.
+        vectorization: sync, async or native.
+        videos: the files written.
     """
 
     env_id: str
@@ -47,6 +52,8 @@ class Scores:
     env_us: float
     num_envs: int
     state_bytes: int
+    vectorization: str = "sync"
+    videos: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values with means and standard deviations beside the episodes."""
@@ -76,6 +83,8 @@ def evaluate(
     seed: int = 0,
     mode: str = "recurrent",
     num_envs: int | None = None,
+    vectorization: envs.Vectorization = "sync",
+    video: Path | str | None = None,
     progress: bool = False,
 ) -> Scores:
     """Rolls an agent out and scores it.
@@ -83,41 +92,58 @@ def evaluate(
     Args:
         agent: a trained agent.
         env_id: Gymnasium id; the dataset's own if None.
-        episodes: how many; episode i is reset with seed + i.
+        episodes: how many; episode i is reset with seed + i. A native vector whose rows cannot be reset one by one uses
+            the first seed only (`rollout`).
         target_return: raw return to ask for; the agent's default if None.
         seed: of the first episode.
         mode: recurrent or window.
         num_envs: environments side by side; `episodes`, at most 16, if None.
-        progress: show a progress bar.
+        vectorization: how they are run: sync, async (a process each) or native, see `rlseq.envs.make`.
+        video: folder for mp4 files of the best, the median and the worst episode; see `record_videos`.
+        progress: show progress bars.
 
     Raises:
-        ConfigError: no environment is known, or a number out of range.
+        ConfigError: no environment is known, a number out of range, or no video can be made.
         SpaceError: the environment's spaces do not fit the agent.
         UnknownNameError: Gymnasium has no such environment.
+        RunError: video is no place to write to, or a replayed episode differs from the played one.
     """
     if episodes < 1 or seed < 0:
         raise ConfigError(f"evaluate: episodes must be >= 1 and seed >= 0, got {episodes} and {seed}.")
     rows = min(episodes, 16) if num_envs is None else num_envs
     info = agent.info if env_id is None else replace(agent.info, env_id=env_id, env_kwargs={})
-    env = envs.make_for(info, rows)
+    env = envs.make_for(
+        info,
+        rows,
+        vectorization=vectorization,
+        # A native vector has its own way, and `rollout` follows it.
+        autoreset_mode=None if vectorization == "native" else AutoresetMode.DISABLED,
+    )
     try:
         policy = agent.policy(rows, target_return=target_return, mode=mode)
+        if video is not None:
+            check_video(info, env, Path(video))
         limit = agent.info.max_episode_steps
-        total = None if limit is None else limit * -(-episodes // rows)
+        total = None if limit is None else (limit + 1) * -(-episodes // rows)
         with ProgressBar(f"{mode} rollout", total, quiet=not progress) as bar:
             played = rollout(
                 policy,
                 env,
                 [seed + i for i in range(episodes)],
+                record_actions=video is not None,
                 on_step=lambda done, calls: bar.update(calls, f"{done}/{episodes} episodes"),
             )
     finally:
         env.close()
+    target = float(policy.target_return[0])
+    videos: list[Path] = []
+    if video is not None:
+        videos = record_videos(info, played, Path(video), f"{mode}-{target:g}", progress=progress)
     scores = normalized_score(played.returns, agent.info)
     return Scores(
         env_id=str(info.env_id),
         mode=mode,
-        target_return=float(policy.target_return[0]),
+        target_return=target,
         seeds=played.seeds.tolist(),
         returns=played.returns.tolist(),
         lengths=played.lengths.tolist(),
@@ -126,4 +152,6 @@ def evaluate(
         env_us=1e6 * played.env_seconds / played.calls,
         num_envs=rows,
         state_bytes=policy.state_bytes,
+        vectorization=vectorization,
+        videos=[str(path) for path in videos],
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import subprocess
 import sys
 import warnings
+from contextlib import closing
 from dataclasses import replace
 
 import gymnasium
@@ -18,6 +21,7 @@ from rlseq.data import open_dataset
 from rlseq.envs._quiet import _pass_on
 from rlseq.errors import ConfigError, SpaceError, UnknownNameError
 from rlseq.types import DatasetInfo
+from tests.vector_toys import DRAWING, HEIGHT, RAGGED, WIDTH
 
 NESTED = spaces.Dict({"position": spaces.Box(-1, 1, (2, 2)), "goal": spaces.Tuple((spaces.Box(-1, 1, (1,)),) * 2)})
 
@@ -61,6 +65,114 @@ def test_make_gives_a_vector_with_next_step_autoreset():
     obs, _ = vector.reset()
     assert obs.shape == (3, 17)
     vector.close()
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("mode", [None, "Disabled", AutoresetMode.SAME_STEP])
+def test_sync_and_async_vectors_reset_as_asked(vectorization, mode):
+    with closing(envs.make(RAGGED, 2, vectorization=vectorization, autoreset_mode=mode)) as vector:
+        asked = AutoresetMode.NEXT_STEP if mode is None else AutoresetMode(mode)
+        assert vector.metadata["autoreset_mode"] == asked
+        first, _ = vector.reset(seed=[3, 4])
+        vector.step(np.zeros((2, 2), np.float32))
+        again, _ = vector.reset(seed=[3, 4], options={"reset_mask": np.array([False, True])})
+        assert np.array_equal(first[1], again[1])
+        assert not np.array_equal(first[0], again[0])
+
+
+def test_a_native_vector_is_gymnasiums_own_and_resets_in_its_own_way():
+    with closing(envs.make("CartPole-v1", 3, seed=1, vectorization="native")) as vector:
+        assert type(vector.unwrapped).__name__ == "CartPoleVectorEnv"
+        assert vector.reset()[0].shape == (3, 4)
+    with pytest.raises(ConfigError, match="native vector of 'CartPole-v1' must reset as asked, Disabled, got NextStep"):
+        envs.make("CartPole-v1", 3, vectorization="native", autoreset_mode="Disabled")
+    envs.make(RAGGED, 3, vectorization="native", autoreset_mode=AutoresetMode.DISABLED).close()
+
+
+def test_columns_of_a_native_vector_are_dropped_and_single_rows_still_reset():
+    with closing(envs.make(RAGGED, 3, vectorization="native", dropped_obs=[1])) as vector:
+        obs, _ = vector.reset(seed=[1, 2, 3])
+        assert obs.shape == vector.observation_space.shape == (3, 2)
+        assert vector.single_observation_space.shape == (2,)
+        vector.step(np.zeros((3, 2), np.float32))
+        again, _ = vector.reset(seed=[1, 2, 3], options={"reset_mask": np.array([True, False, False])})
+        assert np.array_equal(again[0], obs[0])
+        assert not np.array_equal(again[1], obs[1])
+
+
+@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "gymnasium.envs:HalfCheetah-v5"])
+def test_an_environment_without_a_native_vector_says_so(env_id):
+    with pytest.raises(
+        ConfigError, match=r"must have a vector_entry_point .*got none\. Give vectorization sync or async"
+    ):
+        envs.make(env_id, 2, vectorization="native")
+
+
+def test_unknown_kinds_get_the_list():
+    with pytest.raises(UnknownNameError, match="Known: async, native, sync"):
+        envs.make(RAGGED, vectorization="asink")
+    with pytest.raises(UnknownNameError, match="Known: Disabled, NextStep, SameStep"):
+        envs.make(RAGGED, autoreset_mode="never")
+
+
+def test_workers_end_when_what_follows_fails():
+    with pytest.raises(SpaceError):
+        envs.make_for(_info(env_id=RAGGED), 3, vectorization="async")
+    assert not multiprocessing.active_children()
+
+
+def test_workers_end_when_one_of_them_cannot_start(monkeypatch):
+    main_process, make = os.getpid(), gymnasium.make
+
+    def fails_in_workers(*args, **kwargs):
+        if os.getpid() != main_process:
+            os._exit(1)
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(gymnasium, "make", fails_in_workers)
+    with pytest.raises(ConfigError):
+        envs.make(RAGGED, 3, vectorization="async")
+    assert not multiprocessing.active_children()
+
+
+def test_workers_end_when_one_of_them_dies_or_a_call_was_interrupted():
+    for trouble in ("dies", "interrupted"):
+        vector = envs.make(RAGGED, 3, vectorization="async")
+        vector.reset(seed=0)
+        vector.step_async(np.zeros((3, 2), np.float32))
+        vector.parent_pipes[0].recv()  # its answer will not come again
+        if trouble == "dies":
+            vector.processes[1].kill()
+            vector.processes[1].join()
+        vector.close()
+        assert not multiprocessing.active_children()
+
+
+def test_pictures_are_tried_before_they_are_promised():
+    env = envs.make_rendering(DRAWING)
+    env.reset(seed=0)
+    assert env.render().shape == (HEIGHT, WIDTH, 3)
+    env.close()
+    with pytest.raises(ConfigError, match=r"'rlseq-tests/Ragged-v0' must draw .*got .*render_mode.*MUJOCO_GL"):
+        envs.make_rendering(RAGGED)
+
+
+def test_mujoco_without_opengl_is_one_line_that_names_the_variable(tmp_path):
+    code = """
+from rlseq import envs, errors
+try:
+    envs.make_rendering("HalfCheetah-v5")
+except errors.ConfigError as error:
+    print(error)
+"""
+    environment = {**os.environ, "MUJOCO_GL": "nothing"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1
+    assert "MUJOCO_GL to egl or osmesa" in done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_seed_gives_the_same_start_and_rows_differ():
@@ -186,8 +298,10 @@ _CODE = """
 import os, sys, warnings
 warnings.simplefilter("error")
 from rlseq import envs
-for name in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"):
-    vector = envs.make(name, 2, seed=0)
+for name, vectorization in (
+    ("HalfCheetah-v5", "sync"), ("Hopper-v5", "sync"), ("Walker2d-v5", "sync"), ("HalfCheetah-v5", "async")
+):
+    vector = envs.make(name, 2, seed=0, vectorization=vectorization)
     vector.reset()
     for _ in range(3):
         vector.step(vector.action_space.sample())
