@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import gymnasium
     from gymnasium.vector import VectorEnv
 
-__all__ = ["check_spaces", "make", "make_for"]
+__all__ = ["check_spaces", "flat_env", "make", "make_for", "make_one", "time_limit"]
 
 
 def make(
@@ -52,23 +53,28 @@ def make(
 
     def one() -> gymnasium.Env[Any, Any]:
         quiet_mujoco()  # here, so that a worker process of an asynchronous vector is quiet too
-        return _flat_env(gymnasium.make(env_id, **env_kwargs), dropped)
+        return flat_env(gymnasium.make(env_id, **env_kwargs), dropped)
 
-    try:
-        with no_version_note_on_failure():
-            envs = SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
-    except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound, gymnasium.error.VersionNotFound) as error:
-        raise UnknownNameError("environment", env_id, gymnasium.registry) from error
-    except (gymnasium.error.Error, ImportError, TypeError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        given = f" with {env_kwargs}" if env_kwargs else ""
-        raise ConfigError(
-            f"make: {env_id!r}{given} must be an environment that can be made, got {reason}. {_advice(env_id)}"
-        ) from error
+    with _failures_explained(env_id, env_kwargs):
+        envs = SyncVectorEnv([one] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
     if seed is not None:
         envs.reset(seed=seed)
         envs.action_space.seed(seed)
     return envs
+
+
+def make_one(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> gymnasium.Env[Any, Any]:
+    """One environment as Gymnasium makes it, its observations not flattened, for recording.
+
+    Raises:
+        UnknownNameError: no such id.
+        ConfigError: the environment cannot be made.
+    """
+    import gymnasium
+
+    quiet_mujoco()
+    with _failures_explained(env_id, env_kwargs or {}):
+        return gymnasium.make(env_id, **(env_kwargs or {}))
 
 
 def make_for(info: DatasetInfo, num_envs: int = 1, seed: int | None = None) -> VectorEnv[Any, Any, Any]:
@@ -86,6 +92,16 @@ def make_for(info: DatasetInfo, num_envs: int = 1, seed: int | None = None) -> V
     envs = make(info.env_id, num_envs, seed, dropped_obs=info.dropped_obs, **info.env_kwargs)
     check_spaces(envs, info)
     return envs
+
+
+def time_limit(info: DatasetInfo) -> int | None:
+    """Steps after which `make_for`'s environment, which must have been made once, ends an episode; None: no limit."""
+    import gymnasium
+
+    # Gymnasium registers module:id under its id alone.
+    registered = gymnasium.spec(str(info.env_id).rpartition(":")[2]).max_episode_steps
+    limit = info.env_kwargs.get("max_episode_steps", registered)
+    return None if limit in (None, -1) else int(limit)
 
 
 def check_spaces(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], info: DatasetInfo) -> None:
@@ -115,6 +131,24 @@ def check_spaces(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], info: 
         )
 
 
+@contextmanager
+def _failures_explained(env_id: str, env_kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """What Gymnasium raises where it cannot make an environment, as one line of our own."""
+    import gymnasium
+
+    try:
+        with no_version_note_on_failure():
+            yield
+    except (gymnasium.error.NameNotFound, gymnasium.error.NamespaceNotFound, gymnasium.error.VersionNotFound) as error:
+        raise UnknownNameError("environment", env_id, gymnasium.registry) from error
+    except (gymnasium.error.Error, ImportError, TypeError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        given = f" with {dict(env_kwargs)}" if env_kwargs else ""
+        raise ConfigError(
+            f"make: {env_id!r}{given} must be an environment that can be made, got {reason}. {_advice(env_id)}"
+        ) from error
+
+
 def _advice(env_id: str) -> str:
     import gymnasium
 
@@ -128,7 +162,12 @@ def _advice(env_id: str) -> str:
     return "Check its arguments and the packages that it needs."
 
 
-def _flat_env(env: gymnasium.Env[Any, Any], dropped: tuple[int, ...]) -> gymnasium.Env[Any, Any]:
+def flat_env(env: gymnasium.Env[Any, Any], dropped: tuple[int, ...] = ()) -> gymnasium.Env[Any, Any]:
+    """`env` with observations as an agent reads them: one vector, without the columns `dropped`.
+
+    Raises:
+        ConfigError: a dropped column that the observation does not have.
+    """
     from gymnasium import spaces
     from gymnasium.wrappers import FlattenObservation, TransformObservation
 
