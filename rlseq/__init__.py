@@ -10,11 +10,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlseq import agents, backbones, data, envs, evaluation, kernels, training
+    from rlseq import agents, backbones, collect, data, envs, evaluation, kernels, training
     from rlseq.run import load, train
 
 __version__ = "0.1.0"
-__all__ = ["agents", "backbones", "data", "envs", "evaluation", "kernels", "load", "train", "training"]
+__all__ = ["agents", "backbones", "collect", "data", "envs", "evaluation", "kernels", "load", "train", "training"]
 
 _FUNCTIONS = {"load": "rlseq.run", "train": "rlseq.run"}
 

@@ -36,10 +36,11 @@ ARROWS: dict[str, set[str]] = {
     "recipes": BELOW_RUN | {"config"},
     "conformance": WORDS | {"backbones", "kernels"},
     "run": BELOW_RUN | {"config", "recipes", "conformance"},
+    "collect": WORDS | TOOLS | {"data", "envs", "agents", "evaluation", "run"},
     "doctor": BELOW_RUN,
-    "cli": BELOW_RUN | {"config", "recipes", "run", "conformance", "doctor"},
+    "cli": BELOW_RUN | {"config", "recipes", "run", "conformance", "collect", "doctor"},
     "__main__": {"cli"},
-    "__init__": BELOW_RUN | {"config", "recipes", "run", "conformance"},
+    "__init__": BELOW_RUN | {"config", "recipes", "run", "conformance", "collect"},
 }
 
 # library, or module of rlseq -> the modules that may import it
@@ -54,6 +55,7 @@ OWNERS: dict[str, str] = {
     "minari": r"rlseq\.data\.\w+",
     "h5py": r"rlseq\.data\.\w+",
     "mujoco": r"rlseq\.envs(\.\w+)?",
+    "stable_baselines3": r"rlseq\.collect\._policies",
     "tensorboard": r"rlseq\.training\.\w+",
     "torch.utils.tensorboard": r"rlseq\.training\.\w+",
     "tyro": r"rlseq\.(config|recipes|run|cli)(\.\w+)?",

@@ -13,7 +13,7 @@ from rlseq.errors import RlseqError
 COMMANDS = {
     "train": "train an agent on a dataset and evaluate it",
     "eval": "evaluate a trained agent in its environment",
-    "data": "look at datasets",
+    "data": "look at datasets, record new ones",
     "doctor": "say what this installation can do",
 }
 """Each is the module of that name and its function ``main``."""
