@@ -10,12 +10,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlseq import agents, backbones, data, envs, evaluation, kernels, training
+    from rlseq import agents, backbones, collect, data, envs, evaluation, kernels, training
     from rlseq.agents import load_policy
     from rlseq.run import load, train
 
 __version__ = "0.1.0"
-__all__ = ["agents", "backbones", "data", "envs", "evaluation", "kernels", "load", "load_policy", "train", "training"]
+__all__ = [
+    "agents",
+    "backbones",
+    "collect",
+    "data",
+    "envs",
+    "evaluation",
+    "kernels",
+    "load",
+    "load_policy",
+    "train",
+    "training",
+]
 
 _FUNCTIONS = {"load": "rlseq.run", "load_policy": "rlseq.agents", "train": "rlseq.run"}
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import torch
 
 from rlseq import agents, backbones, data, envs, evaluation
@@ -157,7 +156,7 @@ def train_experiment(
     longest = max(part.stats.length_max for part in (store, held_out) if part is not None)
     if experiment.eval.episodes or experiment.eval.during:
         envs.make_for(info).close()
-        longest = max(longest, gymnasium.spec(str(info.env_id)).max_episode_steps or 0)
+        longest = max(longest, envs.time_limit(info) or 0)
 
     seed_everything(experiment.seed)
     agent = build_agent(experiment, info, store.stats).to(where)

@@ -37,10 +37,11 @@ ARROWS: dict[str, set[str]] = {
     "conformance": WORDS | {"backbones", "kernels"},
     "t_maze_data": WORDS | {"data", "envs"},
     "run": BELOW_RUN | {"config", "recipes", "conformance"},
+    "collect": WORDS | TOOLS | {"data", "envs", "agents", "evaluation", "run"},
     "doctor": BELOW_RUN,
-    "cli": BELOW_RUN | {"config", "recipes", "run", "conformance", "doctor"},
+    "cli": BELOW_RUN | {"config", "recipes", "run", "conformance", "collect", "doctor"},
     "__main__": {"cli"},
-    "__init__": BELOW_RUN | {"config", "recipes", "run", "conformance"},
+    "__init__": BELOW_RUN | {"config", "recipes", "run", "conformance", "collect"},
 }
 
 # library, or module of rlseq -> the modules that may import it
@@ -56,6 +57,7 @@ OWNERS: dict[str, str] = {
     "h5py": r"rlseq\.data\.\w+",
     "mujoco": r"rlseq\.envs(\.\w+)?",
     "popgym": r"rlseq\.envs(\.\w+)?",
+    "stable_baselines3": r"rlseq\.collect\._policies",
     "tensorboard": r"rlseq\.training\.\w+",
     "torch.utils.tensorboard": r"rlseq\.training\.\w+",
     "tyro": r"rlseq\.(config|recipes|run|cli)(\.\w+)?",

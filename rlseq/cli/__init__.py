@@ -14,7 +14,7 @@ COMMANDS = {
     "train": "train an agent on a dataset and evaluate it",
     "eval": "evaluate a trained agent in its environment",
     "export": "write a trained agent's acting step as an ONNX file",
-    "data": "look at datasets",
+    "data": "look at datasets, record new ones",
     "doctor": "say what this installation can do",
 }
 """Each is the module of that name and its function ``main``."""

@@ -1,4 +1,4 @@
-"""``rlseq data``: looks at datasets."""
+"""``rlseq data``: looks at datasets and records them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from rlseq.cli import collect
 from rlseq.cli._print import facts
 
 
@@ -25,14 +26,24 @@ class Inspect:
 
 
 def main(arguments: list[str]) -> None:
-    """``rlseq data inspect`` and ``rlseq data list``."""
+    """``rlseq data inspect``, ``rlseq data list`` and ``rlseq data collect``."""
     from rlseq import data
 
-    parser = argparse.ArgumentParser(prog="rlseq data")
+    parser = argparse.ArgumentParser(
+        prog="rlseq data",
+        description="Looks at datasets and records new ones.",
+        epilog="Such as: rlseq data collect --env Pendulum-v1 --policy random --episodes 20 --out minari:mine/pend-v0, "
+        "then rlseq data inspect minari:mine/pend-v0. rlseq data collect --help explains the policies.",
+    )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True, dest="action")
     actions.add_parser("inspect", help="read a dataset and say what is in it", add_help=False)
     actions.add_parser("list", help="name every dataset that can be opened without a path", add_help=False)
-    if parser.parse_args(arguments[:1]).action == "list":
+    actions.add_parser("collect", help="play a policy in an environment and record a Minari dataset", add_help=False)
+    action = parser.parse_args(arguments[:1]).action
+    if action == "collect":
+        collect.main(arguments[1:])
+        return
+    if action == "list":
         print("\n".join(data.known_datasets()))
         return
     chosen = tyro.cli(Inspect, prog="rlseq data inspect", args=arguments[1:])

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from gymnasium import Space
     from minari.dataset.minari_storage import MinariStorage
 
+MADE_BY = "rlseq_env"
+"""Key of the metadata: what `gymnasium.make` was called with, ``{"id": …, "kwargs": …}``; Minari's env_spec has neither
+the module of ``module:id`` nor a time limit that was an argument."""
+
 # What h5py, pyarrow, PIL and Minari raise on damaged files; Minari checks with bare assertions.
 _READ_ERRORS = (OSError, KeyError, ValueError, TypeError, IndexError, RuntimeError, AssertionError, AttributeError)
 
@@ -51,8 +55,8 @@ def read(folder: Path, name: str) -> tuple[DatasetInfo, Iterator[Trajectory]]:
     """The dataset in `folder` (or in its subfolder ``data``).
 
     Drops the final one of Minari's T + 1 observations: no action follows it. Nested observations are flattened in the
-    order of `gymnasium.spaces.flatten`. The environment is the metadata's eval_env_spec where given, else env_spec;
-    reference scores are the metadata's.
+    order of `gymnasium.spaces.flatten`. The environment is the one that `MinariRecorder` noted, else the metadata's
+    eval_env_spec, else its env_spec; reference scores are the metadata's.
 
     Args:
         folder: the dataset on disk.
@@ -113,18 +117,19 @@ def _info(name: str, data: Path, metadata: dict[str, Any], storage: MinariStorag
     low, high = _action_bounds(name, storage.action_space)
     _require_vectors(name, storage.observation_space)
     spec = json.loads(metadata.get("eval_env_spec") or metadata.get("env_spec") or "{}")
+    made = metadata.get(MADE_BY) or {"id": spec.get("id"), "kwargs": spec.get("kwargs")}
     scores = score_range(str(data / "metadata.json"), metadata) or (None, None)
     return DatasetInfo(
         id=name,
-        env_id=spec.get("id"),
+        env_id=made["id"],
         obs_size=spaces.flatdim(storage.observation_space),
         action_low=low,
         action_high=high,
         max_episode_steps=spec.get("max_episode_steps"),
         ref_min_score=scores[0],
         ref_max_score=scores[1],
-        env_kwargs=spec.get("kwargs") or {},
         discrete=isinstance(storage.action_space, spaces.Discrete),
+        env_kwargs=made["kwargs"] or {},
     )
 
 

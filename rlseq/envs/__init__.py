@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     import gymnasium
     from gymnasium.vector import AutoresetMode, VectorEnv
 
-__all__ = ["VECTORIZATIONS", "Vectorization", "check_spaces", "make", "make_for", "make_rendering", "with_reward"]
+__all__ = [
+    "VECTORIZATIONS",
+    "Vectorization",
+    "check_spaces",
+    "flat_env",
+    "make",
+    "make_for",
+    "make_one",
+    "make_rendering",
+    "time_limit",
+    "with_reward",
+]
 
 Vectorization = Literal["sync", "async", "native"]
 VECTORIZATIONS: tuple[Vectorization, ...] = ("sync", "async", "native")
@@ -83,7 +94,7 @@ def make(
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         quiet_mujoco()
         import_package_of(env_id)
-        return _flat_env(gymnasium.make(env_id, **env_kwargs), dropped)
+        return flat_env(gymnasium.make(env_id, **env_kwargs), dropped)
 
     envs: VectorEnv[Any, Any, Any]
     with _told_in_one_line(env_id, env_kwargs, native=vectorization == "native"):
@@ -108,6 +119,21 @@ def make(
             envs.reset(seed=seed)
             envs.action_space.seed(seed)
     return envs
+
+
+def make_one(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> gymnasium.Env[Any, Any]:
+    """One environment as Gymnasium makes it, its observations not flattened, for recording.
+
+    Raises:
+        UnknownNameError: no such id.
+        ConfigError: the environment cannot be made.
+    """
+    import gymnasium
+
+    quiet_mujoco()
+    with _told_in_one_line(env_id, env_kwargs or {}, native=False):
+        import_package_of(env_id)
+        return gymnasium.make(env_id, **(env_kwargs or {}))
 
 
 def make_for(
@@ -153,6 +179,16 @@ def with_reward(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     return WithReward(env)
 
 
+def time_limit(info: DatasetInfo) -> int | None:
+    """Steps after which `make_for`'s environment, which must have been made once, ends an episode; None: no limit."""
+    import gymnasium
+
+    # Gymnasium registers module:id under its id alone.
+    registered = gymnasium.spec(str(info.env_id).rpartition(":")[2]).max_episode_steps
+    limit = info.env_kwargs.get("max_episode_steps", registered)
+    return None if limit in (None, -1) else int(limit)
+
+
 def check_spaces(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], info: DatasetInfo) -> None:
     """Observation size, action size and action bounds of `env` are the dataset's.
 
@@ -187,7 +223,7 @@ def check_spaces(env: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any], info: 
 
 
 @contextmanager
-def _told_in_one_line(env_id: str, env_kwargs: dict[str, Any], *, native: bool) -> Iterator[None]:
+def _told_in_one_line(env_id: str, env_kwargs: Mapping[str, Any], *, native: bool) -> Iterator[None]:
     """What Gymnasium says of an environment that it cannot make becomes an error of ours."""
     import gymnasium
 
@@ -204,7 +240,7 @@ def _told_in_one_line(env_id: str, env_kwargs: dict[str, Any], *, native: bool) 
                 f"vectorization sync or async."
             ) from error
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        given = f" with {env_kwargs}" if env_kwargs else ""
+        given = f" with {dict(env_kwargs)}" if env_kwargs else ""
         raise ConfigError(
             f"make: {env_id!r}{given} must be an environment that can be made, got {reason}. {_advice(env_id)}"
         ) from error
@@ -232,7 +268,12 @@ def _advice(env_id: str) -> str:
     return "Check its arguments and the packages that it needs."
 
 
-def _flat_env(env: gymnasium.Env[Any, Any], dropped: tuple[int, ...]) -> gymnasium.Env[Any, Any]:
+def flat_env(env: gymnasium.Env[Any, Any], dropped: tuple[int, ...] = ()) -> gymnasium.Env[Any, Any]:
+    """`env` with observations as an agent reads them: one vector, without the columns `dropped`.
+
+    Raises:
+        ConfigError: a dropped column that the observation does not have.
+    """
     from gymnasium import spaces
     from gymnasium.wrappers import FlattenObservation, TransformObservation
 
@@ -247,7 +288,7 @@ def _flat_env(env: gymnasium.Env[Any, Any], dropped: tuple[int, ...]) -> gymnasi
 
 
 def _flat_vector(envs: VectorEnv[Any, Any, Any], dropped: tuple[int, ...]) -> VectorEnv[Any, Any, Any]:
-    """`_flat_env` for all rows of a native vector at once."""
+    """`flat_env` for all rows of a native vector at once."""
     from gymnasium import spaces
     from gymnasium.wrappers import vector
 
