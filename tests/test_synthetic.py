@@ -12,14 +12,9 @@ import pytest
 import torch
 
 from rlseq.errors import ConfigError
+from tests.scripts import load
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))  # the scripts are no package: they import each other from their folder
-
-import synthetic  # noqa: E402
-import synthetic_tasks as tasks  # noqa: E402
-
-sys.path.remove(str(BENCHMARKS))
+synthetic, tasks = load("synthetic"), load("synthetic_tasks")
 
 
 def test_copying_asks_for_the_data_tokens_in_order() -> None:
