@@ -132,9 +132,10 @@ def read(folders: Sequence[Path]) -> dict[Group, list[dict[str, Any]]]:
             group = groups[Group(dataset, name, row["mode"], row["target_return"])]
             for other in group:
                 if other["seed"] == row["seed"]:
+                    what = f"{dataset}, {name}, {row['mode']}, {row['target_return']:.0f}"
                     raise RunError(
-                        f"scores: a row must have each seed once, got seed {row['seed']} of {dataset}, "
-                        f"{name}, {row['mode']}, {row['target_return']:.0f} in {other['file']} and {row['file']}. Leave one out."
+                        f"scores: a row must have each seed once, got seed {row['seed']} of {what} "
+                        f"in {other['file']} and {row['file']}. Leave one out."
                     )
             group.append(row)
     return dict(sorted(groups.items()))
