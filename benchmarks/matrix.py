@@ -18,6 +18,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ CONTROLS = {
 }
 OWN = {"transformer": ["--recipe", "default"]}
 """The Transformer's own recipe is the published one, with another learning rate and schedule."""
+INTERRUPTED_EXIT = 130
 THREADS = {"RLSEQ_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -58,9 +60,11 @@ class Run:
 
     def command(self) -> list[str]:
         """Start it, or go on with it."""
-        begun = any(self.folder.glob("checkpoints/*"))
-        how = "--resume" if begun else "--overwrite" if self.folder.exists() else None
-        return ["rlseq", "train", *self.options, "--out", str(self.folder), *([how] if how else [])]
+        if any(self.folder.glob("checkpoints/*")):
+            # the folder knows its options, and a recipe is refused beside --resume
+            return ["rlseq", "train", "--out", str(self.folder), "--resume"]
+        how = ["--overwrite"] if self.folder.exists() else []
+        return ["rlseq", "train", *self.options, "--out", str(self.folder), *how]
 
     def finished(self) -> bool:
         """Whether it has been evaluated."""
@@ -85,11 +89,35 @@ def runs(out: Path, seeds: list[int], datasets: list[str], chosen: list[str], re
     return found
 
 
-def train(run: Run) -> int:
-    """Runs one; returns its exit code. What it prints goes into a file beside its folder."""
-    with open(run.folder.with_suffix(".log"), "ab") as log:
-        command = [sys.executable, "-m", *run.command()]
-        return subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **THREADS}, check=False).returncode
+class Trainings:
+    """Trainings side by side, each a process; ``stop`` ends them all."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def train(self, run: Run) -> int:
+        """Runs one; returns its exit code. What it prints goes into a file beside its folder."""
+        with open(run.folder.with_suffix(".log"), "ab") as log:
+            with self._lock:
+                if self._stopped:
+                    return INTERRUPTED_EXIT
+                command = [sys.executable, "-m", *run.command()]
+                process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **THREADS})
+                self._running.add(process)
+            try:
+                return process.wait()
+            finally:
+                with self._lock:
+                    self._running.discard(process)
+
+    def stop(self) -> None:
+        """Ends what runs and starts nothing more; checkpoints are whole or not there."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
 
 
 def main() -> None:
@@ -111,15 +139,24 @@ def main() -> None:
     if options.dry_run:
         print("\n".join(shlex.join(run.command()) for run in todo))
         return
-    options.out.mkdir(parents=True, exist_ok=True)
-    failed = []
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(str(error))
+    failed, trainings = [], Trainings()
     with ProgressBar("runs", len(todo)) as bar, ThreadPoolExecutor(options.jobs) as pool:
-        pending = {pool.submit(train, run): run for run in todo}
-        for done, future in enumerate(as_completed(pending), 1):
-            run = pending[future]
-            if future.result():
-                failed.append(run)
-            bar.update(done, run.folder.name)
+        pending = {pool.submit(trainings.train, run): run for run in todo}
+        try:
+            for done, future in enumerate(as_completed(pending), 1):
+                run = pending[future]
+                if future.result():
+                    failed.append(run)
+                bar.update(done, run.folder.name)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            trainings.stop()
+            print("matrix.py: stopped; the same command goes on.", file=sys.stderr)
+            sys.exit(INTERRUPTED_EXIT)
     for run in failed:
         print(f"{run.folder.name} failed; see {run.folder.with_suffix('.log')}", file=sys.stderr)
     sys.exit(1 if failed else 0)

@@ -1,0 +1,78 @@
+"""The matrix of runs: what it starts and goes on with, and that one Ctrl-C ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.scripts import BENCHMARKS, load
+
+matrix = load("matrix")
+
+SLOW = """
+import os, pathlib, sys, time
+pathlib.Path(os.environ["STARTED"], str(os.getpid())).touch()
+time.sleep(120)
+"""
+WITH_SLOW_RUNS = """
+import matrix
+matrix.Run.command = lambda run: ["slow"]
+matrix.main()
+"""
+
+
+def test_a_run_starts_with_its_options_and_goes_on_with_its_folder_alone(tmp_path: Path) -> None:
+    (run,) = matrix.runs(tmp_path, [0], ["hopper"], ["published"], ["k20"])
+    started = run.command()
+    assert started[:4] == ["rlseq", "train", "--dataset", "minari:rlseq/hopper/medium-replay-v0"]
+    assert started[-2:] == ["--out", str(run.folder)]
+    run.folder.mkdir()
+    assert run.command() == [*started, "--overwrite"]
+    (run.folder / "checkpoints" / "1000").mkdir(parents=True)
+    assert run.command() == ["rlseq", "train", "--out", str(run.folder), "--resume"]
+
+
+def test_all_backbones_run_in_all_regimes_and_the_controls_once(tmp_path: Path) -> None:
+    found = matrix.runs(tmp_path, [0, 1], ["hopper"], ["hawk", "bc", "aaren-paper"], list(matrix.REGIMES))
+    assert len({run.folder for run in found}) == len(found) == 2 * (3 + 1 + 1)
+    assert [run.folder.name for run in found[:3]] == [f"hopper-hawk-{regime}-seed0" for regime in matrix.REGIMES]
+
+
+def test_one_interrupt_ends_what_runs_and_starts_nothing_more(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    started.mkdir()
+    (tmp_path / "slow.py").write_text(SLOW)
+    paths = [str(tmp_path), str(BENCHMARKS), str(BENCHMARKS.parent)]
+    environment = {**os.environ, "STARTED": str(started), "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", WITH_SLOW_RUNS, "--out", str(tmp_path / "runs"), "--agents", "bc", "--jobs", "2"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while len(list(started.iterdir())) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)  # to the script alone, as `kill -INT` does
+        _, printed = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in printed
+    assert "the same command goes on" in printed
+    assert len(list(started.iterdir())) == 2
+    for child in started.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(child.name), 0)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(sys, "argv", ["matrix.py", "--out", str(file)])
+    with pytest.raises(SystemExit) as error:
+        matrix.main()
+    assert error.value.code == 2
+    assert str(file) in capsys.readouterr().err.splitlines()[-1]
