@@ -205,7 +205,7 @@ class Agent(nn.Module):
         """
         if num_envs < 1:
             raise ConfigError(f"policy: num_envs must be at least 1, got {num_envs}.")
-        step = self._acting_step(mode, window)
+        step = self.acting_step(mode, window)
         return Policy(engines.build(engine, step, num_envs), num_envs, target_return=target_return)
 
     def export(
@@ -244,9 +244,9 @@ class Agent(nn.Module):
             "action_low": info.action_low.tolist(),
             "action_high": info.action_high.tolist(),
         }
-        return onnx.write(self._acting_step(mode, window), path, {**described, **(facts or {})}, overwrite=overwrite)
+        return onnx.write(self.acting_step(mode, window), path, {**described, **(facts or {})}, overwrite=overwrite)
 
-    def _acting_step(self, mode: str, window: int | None) -> acting.ActingStep:
+    def acting_step(self, mode: str, window: int | None) -> acting.ActingStep:
         """The step of a mode, of this agent in evaluation mode."""
         if mode not in MODES:
             raise ConfigError(f"policy: mode must be one of {', '.join(MODES)}, got {mode!r}.")

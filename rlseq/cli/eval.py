@@ -42,6 +42,10 @@ class Eval:
     """sync: one environment after the other; async: a process each, for slow ones; native: Gymnasium's vector form of
     the environment, where it has one."""
 
+    engine: Literal["eager", "compiled", "onnx"] = "eager"
+    """What runs the agent's steps: eager: PyTorch; compiled: torch.compile, which takes a minute to begin; onnx:
+    onnxruntime on the CPU (extra rlseq[onnx]), the fastest for few rows."""
+
     video: Path | None = None
     """Folder for mp4 files of the best, the median and the worst episode of every mode and target; needs rlseq[video],
     and MuJoCo without a display the environment variable MUJOCO_GL=egl."""
@@ -77,6 +81,7 @@ def main(arguments: list[str]) -> None:
             mode=mode,
             num_envs=chosen.num_envs,
             vectorization=chosen.vectorization,
+            engine=chosen.engine,
             video=chosen.video,
             progress=not chosen.json,
         ).as_dict()

@@ -38,6 +38,7 @@ class Scores:
         num_envs: rows that a call acted for.
         state_bytes: bytes that one environment's state occupies.
         vectorization: sync, async or native.
+        engine: what ran the steps.
         videos: the files written.
     """
 
@@ -53,6 +54,7 @@ class Scores:
     num_envs: int
     state_bytes: int
     vectorization: str = "sync"
+    engine: str = "eager"
     videos: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -84,6 +86,7 @@ def evaluate(
     mode: str = "recurrent",
     num_envs: int | None = None,
     vectorization: envs.Vectorization = "sync",
+    engine: str = "eager",
     video: Path | str | None = None,
     progress: bool = False,
 ) -> Scores:
@@ -99,13 +102,14 @@ def evaluate(
         mode: recurrent or window.
         num_envs: environments side by side; `episodes`, at most 16, if None.
         vectorization: how they are run: sync, async (a process each) or native, see `rlseq.envs.make`.
+        engine: what runs the agent's steps: eager, compiled or onnx, see `rlseq.agents.engines`.
         video: folder for mp4 files of the best, the median and the worst episode; see `record_videos`.
         progress: show progress bars.
 
     Raises:
         ConfigError: no environment is known, a number out of range, or no video can be made.
         SpaceError: the environment's spaces do not fit the agent.
-        UnknownNameError: Gymnasium has no such environment.
+        UnknownNameError: Gymnasium has no such environment, or there is no such engine.
         RunError: video is no place to write to, or a replayed episode differs from the played one.
     """
     if episodes < 1 or seed < 0:
@@ -120,7 +124,7 @@ def evaluate(
         autoreset_mode=None if vectorization == "native" else AutoresetMode.DISABLED,
     )
     try:
-        policy = agent.policy(rows, target_return=target_return, mode=mode)
+        policy = agent.policy(rows, target_return=target_return, mode=mode, engine=engine)
         if video is not None:
             check_video(info, env, Path(video))
         limit = agent.info.max_episode_steps
@@ -153,5 +157,6 @@ def evaluate(
         num_envs=rows,
         state_bytes=policy.state_bytes,
         vectorization=vectorization,
+        engine=engine,
         videos=[str(path) for path in videos],
     )

@@ -150,13 +150,34 @@ def test_a_folder_with_and_without_data_opens(tiny):
     assert open_dataset(tiny.parent).steps == open_dataset(tiny.parent.parent).steps == 6
 
 
+def test_discrete_actions_and_observations_are_rows_with_a_single_one(root):
+    nested = spaces.Dict({"a": spaces.Discrete(3, start=-1), "b": spaces.MultiDiscrete([2, 4])})
+    observed = _create(root, obs_space=nested, action_space=spaces.Discrete(5))
+    store = open_dataset("minari:test/tiny-v0")
+    expected = [spaces.flatten(nested, obs) for episode in observed for obs in episode[:-1]]
+    assert np.array_equal(store.obs, np.array(expected, dtype=np.float32))
+    assert store.info.discrete
+    assert store.info.action_size == 5
+    assert np.array_equal(store.action.sum(1), np.ones(6))
+    assert set(np.unique(store.action)) == {0, 1}
+    assert np.array_equal(np.stack([store.info.action_low, store.info.action_high]), [[0] * 5, [1] * 5])
+
+
+def test_a_choice_outside_the_space_is_named_with_its_episode(root):
+    _create(root, action_space=spaces.Discrete(5))
+    with h5py.File(root / "test/tiny-v0/data/main_data.hdf5", "a") as file:
+        file["episode_1"]["actions"][0] = 7
+    _expect("episode_1", "outside Discrete(5")
+
+
 @pytest.mark.parametrize(
     ("which", "space"),
     [
-        ("obs_space", spaces.Discrete(3)),
+        ("obs_space", spaces.MultiBinary(3)),
         ("obs_space", spaces.Box(0, 255, (40, 40, 3), np.uint8)),
         ("obs_space", spaces.Dict({"a": BOX, "mission": spaces.Text(5)})),
-        ("action_space", spaces.Discrete(3)),
+        ("action_space", spaces.Discrete(3, start=1)),
+        ("action_space", spaces.MultiDiscrete([2, 2])),
         ("action_space", spaces.Box(-1, 1, (2, 2))),
         ("action_space", spaces.Box(-1, np.inf, (2,))),
     ],
