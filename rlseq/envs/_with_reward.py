@@ -9,8 +9,9 @@ import numpy as np
 from gymnasium import spaces
 
 
-class WithReward(gymnasium.Wrapper[dict[str, Any], Any, Any, Any]):
+class WithReward(gymnasium.Wrapper[dict[str, Any], Any, Any, Any], gymnasium.utils.RecordConstructorArgs):
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        gymnasium.utils.RecordConstructorArgs.__init__(self)
         super().__init__(env)
         reward = spaces.Box(-np.inf, np.inf, (), np.float64)
         self.observation_space = spaces.Dict({"obs": env.observation_space, "reward": reward})
