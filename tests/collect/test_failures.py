@@ -14,8 +14,8 @@ import pytest
 
 import rlseq
 from rlseq.errors import ConfigError, DataError, ShapeError
+from tests.cli.commands import one_line
 from tests.collect.toys import TOY, record
-from tests.test_cli import one_line
 
 
 @pytest.mark.parametrize(

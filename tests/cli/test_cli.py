@@ -16,32 +16,8 @@ import pytest
 
 import rlseq
 from rlseq.cli import main
-from tests.toys import toy_store
+from tests.cli.commands import QUICK, one_line
 from tests.vector_toys import DRAWING
-
-SMALL = ["--backbone.width", "16", "--backbone.depth", "1", "--updates", "4", "--checkpoint-every", "2"]
-QUICK = [*SMALL, "--window", "20", "--batch-size", "4", "--eval.episodes", "2", "--eval.during", "1", "--device", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rlseq.data, "open_dataset", lambda name: toy_store())
-
-
-def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    """The one line that a command prints to stderr before it exits with 2."""
-    assert main(arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    lines = printed.err.splitlines()
-    assert len(lines) == 1, printed.err
-    assert lines[0].startswith("rlseq: ")
-    return lines[0]
 
 
 @pytest.mark.usefixtures("toy")
@@ -281,7 +257,7 @@ print(code, multiprocessing.active_children())
 
 
 def test_ctrl_c_ends_the_workers_quietly() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED],
         stdout=subprocess.PIPE,
@@ -324,12 +300,13 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], arguments:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["train", "eval", "data", "doctor"]),
+        (["--help"], ["train", "eval", "export", "data", "doctor"]),
         (["train", "--help"], ["--dataset", "--backbone", "--backbone.width", "--updates", "--checkpoint-every",
                                "--seed", "--out", "--resume", "--overwrite", "--device", "--optim.lr",
                                "--eval.target-return"]),
         (["eval", "--help"], ["--episodes", "--target-return", "--mode", "--json", "--num-envs", "--vectorization",
-                              "{sync,async,native}", "--video", "rlseq[video]", "MUJOCO_GL=egl"]),
+                              "{sync,async,native}", "--engine", "--video", "rlseq[video]", "MUJOCO_GL=egl"]),
+        (["export", "--help"], ["--mode", "--window", "--overwrite", "onnxruntime", "--json"]),
         (["data", "inspect", "--help"], ["--json"]),
         (["doctor", "--help"], ["--json"]),
     ],
