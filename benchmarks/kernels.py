@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 from kernel_cases import CASES, SWEEP, Case, Function, chunk_attention
+from outputs import check_file, check_picture
 from torch import Tensor
 
 from rlseq import kernels
@@ -267,11 +267,8 @@ def main() -> None:
         parser.error("--sweep takes lengths of at least 1.")
     if options.plot and not options.sweep:
         parser.error("--plot draws a sweep; add --sweep.")
-    for file in (options.plot, options.json):
-        if file is not None and not file.parent.is_dir():
-            parser.error(f"{file.parent} is no folder; make it first.")
-    if options.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install rlseq[plot].")
+    check_picture(parser, options.plot)
+    check_file(parser, options.json)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a CUDA device, and torch sees none.")
     set_threads(options.threads[0])

@@ -2,7 +2,8 @@
 
 python benchmarks/scores.py RUN [RUN ...] [--plot FILE.png]
 
-Rows are grouped by dataset, agent, backbone, mode and target return. Besides ``result.json``, files that
+Rows are grouped by dataset, agent, backbone, mode and target return; an option in which the runs of one name differ
+stands in the name, and each seed counts once. Besides ``result.json``, files that
 ``rlseq eval RUN --json > RUN/eval-NAME.json`` wrote are read. The last checkpoint counts, never the best. The picture
 has a panel for every dataset and target, a line for every agent, a dot for every seed and a bar at their mean.
 """
@@ -11,14 +12,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from outputs import check_picture
 
+from rlseq.errors import RunError
+
+SCORES = (
+    "mode",
+    "target_return",
+    "normalized_score",
+    "return_mean",
+    "episodes",
+    "act_us",
+    "num_envs",
+    "state_bytes",
+)
 COLOURS = {"recurrent": "tab:blue", "window": "tab:orange"}
 
 
@@ -29,6 +44,14 @@ class Group(NamedTuple):
     agent: str
     mode: str
     target: float
+
+
+class Run(NamedTuple):
+    """What a finished folder says."""
+
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    """Evaluations, each with the file that has it and what the training took."""
 
 
 def name_of(config: dict[str, Any]) -> str:
@@ -42,19 +65,79 @@ def name_of(config: dict[str, Any]) -> str:
     return name if config["top"] == 1 else f"{name}, best {100 * config['top']:.0f} %"
 
 
-def read(runs: Sequence[Path]) -> dict[Group, list[dict[str, Any]]]:
-    """The evaluations of all seeds by group; a folder without a result is named and left out."""
-    groups: dict[Group, list[dict[str, Any]]] = defaultdict(list)
-    for run in runs:
-        if not (run / "result.json").is_file():
-            print(f"{run} is not finished: left out", file=sys.stderr)
-            continue
+def names_of(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """A name for each run, with the options in which it differs from others that ``name_of`` calls the same."""
+    names, options = [name_of(config) for config in configs], [dict(flat(config)) for config in configs]
+    alike: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for name, own in zip(names, options, strict=True):
+        alike[name].append(own)
+    found = []
+    for name, own in zip(names, options, strict=True):
+        known = dict.fromkeys(option for one in alike[name] for option in one)
+        differing = [option for option in known if any(one.get(option) != own.get(option) for one in alike[name])]
+        told = [f"{option.split('.', 1)[-1]}={own[option]}" for option in differing if option in own]
+        found.append(", ".join([name, *told]))
+    return found
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What decides a training, but for its seed and its dataset, by dotted names."""
+    for key, value in config.items():
+        name = prefix + key
+        if isinstance(value, dict):
+            yield from () if name == "eval" else flat(value, f"{name}.")
+        elif name not in ("seed", "dataset"):
+            yield name, value
+
+
+def load(run: Path) -> Run:
+    """A finished folder.
+
+    Raises:
+        RunError: a file of it is not whole.
+    """
+    try:
         config, result = (json.loads((run / name).read_text()) for name in ("config.json", "result.json"))
-        more = [json.loads(path.read_text()) for path in sorted(run.glob("eval-*.json"))]
-        for scores in [*result["evaluations"], *(row for file in more for row in file["evaluations"])]:
-            row = scores | {k: result[k] for k in ("updates", "train_seconds", "env_steps_per_s", "parameters")}
-            dataset = config["dataset"].split("/", 1)[-1]
-            groups[Group(dataset, name_of(config), scores["mode"], scores["target_return"])].append(row)
+        name_of(config)
+        took = {key: result[key] for key in ("updates", "train_seconds", "env_steps_per_s", "parameters")}
+        rows = []
+        for file in (run / "result.json", *sorted(run.glob("eval-*.json"))):
+            for scores in json.loads(file.read_text())["evaluations"]:
+                row = {key: scores[key] for key in SCORES} | took | {"file": file, "seed": config["seed"]}
+                if row["normalized_score"] is None:  # the dataset has no reference scores
+                    row["normalized_score"] = math.nan
+                rows.append(row)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise RunError(f"scores: {run} must hold a whole run, got {told}. Train it again, or leave it out.") from error
+    return Run(config, rows)
+
+
+def read(folders: Sequence[Path]) -> dict[Group, list[dict[str, Any]]]:
+    """The evaluations of all seeds by group; a folder without a result is named and left out.
+
+    Raises:
+        RunError: a folder is not whole, or a group has one seed twice.
+    """
+    finished = []
+    for folder in folders:
+        if (folder / "result.json").is_file():
+            finished.append(load(folder))
+        else:
+            print(f"{folder} is not finished: left out", file=sys.stderr)
+    groups: dict[Group, list[dict[str, Any]]] = defaultdict(list)
+    for run, name in zip(finished, names_of([run.config for run in finished]), strict=True):
+        dataset = run.config["dataset"].split("/", 1)[-1]
+        for row in run.rows:
+            group = groups[Group(dataset, name, row["mode"], row["target_return"])]
+            for other in group:
+                if other["seed"] == row["seed"]:
+                    what = f"{dataset}, {name}, {row['mode']}, {row['target_return']:.0f}"
+                    raise RunError(
+                        f"scores: a row must have each seed once, got seed {row['seed']} of {what} "
+                        f"in {other['file']} and {row['file']}. Leave one out."
+                    )
+            group.append(row)
     return dict(sorted(groups.items()))
 
 
@@ -113,9 +196,11 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that `rlseq train` wrote")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw it (needs matplotlib)")
     options = parser.parse_args()
-    if options.plot is not None and not options.plot.parent.is_dir():
-        parser.error(f"{options.plot.parent} is no folder; make it first.")
-    groups = read(options.runs)
+    check_picture(parser, options.plot)
+    try:
+        groups = read(options.runs)
+    except RunError as error:
+        parser.error(str(error))
     if not groups:
         parser.error("no finished run among the folders.")
     print_table(groups)

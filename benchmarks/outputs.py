@@ -1,0 +1,31 @@
+"""Files that a script is to write at its end, checked before its work begins."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+
+def check_file(parser: argparse.ArgumentParser, file: Path | None) -> None:
+    """A usage error where the file could not be written; None is no file."""
+    if file is None:
+        return
+    if not file.parent.is_dir():
+        parser.error(f"{file.parent} is no folder; make it first.")
+    if file.is_dir():
+        parser.error(f"{file} must be a file, got a folder. Give a file in it.")
+
+
+def check_picture(parser: argparse.ArgumentParser, file: Path | None) -> None:
+    """The same for a picture: matplotlib is there, and knows the name's ending."""
+    check_file(parser, file)
+    if file is None:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install rlseq[plot].")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if file.suffix[1:].lower() not in known:
+        parser.error(f"--plot must end in one of {', '.join(known)}, got {file.name}. Choose one of them.")

@@ -1,0 +1,111 @@
+"""The table of scores: what counts as one row, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlseq import recipes
+from rlseq.config import settle, to_json
+from tests.scripts import load
+
+scores = load("scores")
+
+
+def folder(at: Path, score: float | None = 0.25, **changes: Any) -> Path:
+    """A run folder of the recipe ``aaren`` with some fields of its config changed."""
+    at.mkdir()
+    config = to_json(settle(recipes.recipe("aaren")))
+    for name, value in changes.items():
+        outer, _, inner = name.partition("__")
+        config[outer] = {**config[outer], inner: value} if inner else value
+    row = {"mode": "recurrent", "target_return": 4200.0, "normalized_score": score, "return_mean": 2000.0}
+    row |= {"episodes": 10, "act_us": 300.0, "num_envs": 10, "state_bytes": 904}
+    result = {"updates": 3000, "train_seconds": 9.0, "env_steps_per_s": 5.0, "parameters": 7, "evaluations": [row]}
+    (at / "config.json").write_text(json.dumps(config))
+    (at / "result.json").write_text(json.dumps(result))
+    return at
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["scores.py", *map(str, arguments)])
+    scores.main()
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as error:
+        run(monkeypatch, *arguments)
+    assert error.value.code == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    return printed.err.strip().splitlines()[-1]
+
+
+def test_runs_that_differ_in_an_option_have_a_row_each_named_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paper = {"backbone_options__norm": "layer", "backbone_options__mlp": "relu"}
+    folders = [folder(tmp_path / f"own{seed}", 0.2 + 0.1 * seed, seed=seed) for seed in (0, 1)]
+    folders += [folder(tmp_path / f"paper{seed}", 0.1, seed=seed, **paper) for seed in (0, 1)]
+    run(monkeypatch, *folders)
+    layer, rms = capsys.readouterr().out.splitlines()[2:]
+    assert "| aaren, joint, K=20, norm=layer, mlp=relu | recurrent | 4200 | 10.0 ± 0.0 |" in layer
+    assert "| aaren, joint, K=20, norm=rms, mlp=gated | recurrent | 4200 | 25.0 ± 5.0 |" in rms
+
+
+def test_seeds_datasets_and_evaluations_do_not_change_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = [{"seed": 1}, {"dataset": "minari:rlseq/hopper/medium-v0"}, {"seed": 2, "eval__episodes": 3}]
+    run(monkeypatch, *[folder(tmp_path / str(index), **each) for index, each in enumerate(changes)])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert len(rows) == 2
+    assert all("| aaren, joint, K=20 |" in row for row in rows)
+
+
+def test_a_seed_that_would_count_twice_is_refused_by_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = folder(tmp_path / "one"), folder(tmp_path / "other")
+    assert f"got seed 0 of bundled:halfcheetah-medium-replay, aaren, joint, K=20, recurrent, 4200 in {one}" in refusal(
+        monkeypatch, capsys, one, other
+    )
+    again = one / "eval-again.json"
+    again.write_text((one / "result.json").read_text())
+    assert f"in {one / 'result.json'} and {again}" in refusal(monkeypatch, capsys, one)
+
+
+@pytest.mark.parametrize("content", ["{}", "{", "[]", '{"evaluations": [{}]}', "null"])
+def test_a_folder_that_is_not_whole_is_named(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = folder(tmp_path / "broken")
+    (broken / "result.json").write_text(content)
+    line = refusal(monkeypatch, capsys, folder(tmp_path / "whole", seed=1), broken)
+    assert f"{broken} must hold a whole run" in line
+
+
+def test_a_dataset_without_reference_scores_has_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, folder(tmp_path / "run", None))
+    assert "| nan ± nan | nan | 2000 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("x.foo", "--plot must end in one of"), ("none/x.png", "is no folder"), ("", "must be a file, got a folder")],
+)
+def test_a_picture_that_cannot_be_written_is_found_before_the_work(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refusal(monkeypatch, capsys, folder(tmp_path / "run"), "--plot", tmp_path / name)
+
+
+def test_the_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, folder(tmp_path / "run"), "--plot", tmp_path / "scores.PNG")
+    assert (tmp_path / "scores.PNG").stat().st_size > 1000
