@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from outputs import check_file, check_picture
 from train_contenders import (
     RIVAL,
     Contender,
@@ -43,6 +44,7 @@ from train_contenders import (
 )
 
 from rlseq import backbones, data
+from rlseq.errors import RlseqError
 from rlseq.progress import ProgressBar
 from rlseq.provenance import provenance
 
@@ -207,11 +209,16 @@ def main() -> None:
         parser.error("--threads, --rounds and --steps must be at least 1.")
     if options.plot and "sweep" not in options.tables:
         parser.error("--plot draws the table sweep; add --tables sweep.")
-    for file in (options.plot, options.json):
-        if file is not None and not file.parent.is_dir():
-            parser.error(f"{file.parent} is no folder; make it first.")
+    alone = [table for table in options.tables if table not in TABLES]
+    if alone and set(options.backbones) == {RIVAL}:
+        parser.error(f"--tables {' '.join(alone)} must have a backbone of rlseq, got {RIVAL} alone. Add one.")
+    check_picture(parser, options.plot)
+    check_file(parser, options.json)
     torch.set_num_threads(options.threads)
-    store = data.open_dataset(options.dataset)
+    try:
+        store = data.open_dataset(options.dataset)
+    except (RlseqError, OSError) as error:
+        parser.error(str(error))
     where = provenance(shlex.join(["python", "benchmarks/train.py", *sys.argv[1:]]))
     print(json.dumps(where))
     figures: dict[str, list[Row]] = {}

@@ -38,7 +38,7 @@ class Contender:
 
 
 def names() -> list[str]:
-    """All that can be timed: the backbones, the Transformer's second preset, and the rival where it is installed."""
+    """What can be timed of rlseq: the backbones, and the Transformer's second preset."""
     return [*backbones.available(), MODERN]
 
 

@@ -36,7 +36,7 @@ _PIECE = 1 << 21
 """Values (rows x tokens x e) that are worked on at a time on a CPU: more falls out of its caches, and what is freed in
 large blocks comes back as new pages every time."""
 _FEW = 4
-"""Chunks whose tokens attend to each other one by one on a CPU; sums over chunks take more products up to here."""
+"""Chunks up to which tokens attend to each other one by one: sums over chunks take more products there."""
 
 
 def why_not(device: str, dtype: torch.dtype) -> str | None:

@@ -1,0 +1,53 @@
+"""The benchmark of training: what it cannot time or write is said before it begins."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.scripts import load
+
+train = load("train")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--tables", "acting", "--backbones", "hugging-face"],
+            "must have a backbone of rlseq, got hugging-face alone",
+        ),
+        (["--tables", "joint-20", "sweep", "--backbones", "hugging-face"], "--tables sweep must have a backbone"),
+        (["--dataset", "nope"], "'nope'"),
+        (["--dataset", "bundled:nope"], "nope"),
+        (["--backbones", "hawkk"], "got hawkk"),
+        (["--json", "."], "must be a file, got a folder"),
+        (["--json", "none/x.json"], "is no folder"),
+        (["--tables", "sweep", "--plot", "x.foo"], "--plot must end in one of"),
+        (["--plot", "x.png"], "add --tables sweep"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def there(name: str, *more: Any) -> bool:
+        return True  # the rival is an extra
+
+    monkeypatch.setattr(train.importlib.util, "find_spec", there)
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        train.main()
+    assert error.value.code == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    last = printed.err.strip().splitlines()[-1]
+    assert last.startswith("train.py: error: ")
+    assert message in last
