@@ -38,7 +38,7 @@ import torch
 from synthetic_tasks import TASKS, Model, Recipe, Task, accuracy, build, configure, stream, train, widened
 
 from rlseq import backbones
-from rlseq.errors import RlseqError
+from rlseq.errors import RlseqError, RunError
 from rlseq.progress import ProgressBar
 from rlseq.provenance import provenance
 from rlseq.training import OptimConfig
@@ -111,19 +111,43 @@ def evaluate(name: str, model: Model, setting: Setting, seed: int, show: Progres
     return found
 
 
-def run(name: str, setting: Setting, seed: int, out: Path) -> Result:
-    """One run's result: read where it is whole, else trained, evaluated and written.
+@dataclass(frozen=True)
+class Run:
+    """A setting with a backbone and a seed, and its files."""
 
-    Raises:
-        SystemExit: the folder has this run with other settings.
-    """
-    task = setting.task
-    label = f"{task.name}-{task.length}-{name}-{seed}"
-    file, checkpoint, begun = (out / f"{label}{end}" for end in (".json", ".pt", ".begun"))
-    settings = {"backbone": name, "seed": seed, **asdict(setting)}
-    for earlier in (file, begun):
-        if earlier.exists() and json.loads(earlier.read_text())["settings"] != settings:
-            raise SystemExit(f"run: {earlier} must have this run's settings, got others. Give another --out.")
+    name: str
+    setting: Setting
+    seed: int
+    out: Path
+
+    @property
+    def label(self) -> str:
+        """What it is called in its folder."""
+        return f"{self.setting.task.name}-{self.setting.task.length}-{self.name}-{self.seed}"
+
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        """The result; and while it is made, the last check and the settings."""
+        result, checkpoint, begun = (self.out / f"{self.label}{end}" for end in (".json", ".pt", ".begun"))
+        return result, checkpoint, begun
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the result."""
+        return {"backbone": self.name, "seed": self.seed, **asdict(self.setting)}
+
+    def check(self) -> None:
+        """Raise RunError where the folder has this run with other settings."""
+        result, _, begun = self.files
+        for earlier in (result, begun):
+            if earlier.exists() and json.loads(earlier.read_text())["settings"] != self.settings:
+                raise RunError(f"run: {earlier} must have this run's settings, got others. Give another --out.")
+
+
+def result_of(run: Run) -> Result:
+    """One run's result: read where it is whole, else trained, evaluated and written."""
+    name, setting, seed, label = run.name, run.setting, run.seed, run.label
+    task, settings, (file, checkpoint, begun) = setting.task, run.settings, run.files
     if file.exists():
         return json.loads(file.read_text())
     write_json(begun, {"settings": settings})
@@ -236,7 +260,7 @@ def main() -> None:
         "--backbones",
         nargs="+",
         default=backbones.available(),
-        help="names or dotted plug-ins, also with options: griffin:window=16,heads=2",
+        help='names or dotted plug-ins, also with options: griffin:window=16,heads=2 \'hybrid:pattern=["rec","gau"]\'',
     )
     parser.add_argument("--seed", type=int, nargs="+", default=[0], help="of weights and sequences; one run each")
     parser.add_argument("--updates", type=int, metavar="N", help="most updates of a run")
@@ -256,14 +280,17 @@ def main() -> None:
         settings = chosen(options)
         for name in options.backbones:
             build(name, settings[0].task, settings[0].width, settings[0].layers)
+        runs = [
+            Run(name, one, seed, options.out) for one in settings for name in options.backbones for seed in options.seed
+        ]
+        for one in runs:
+            one.check()
         options.out.mkdir(parents=True, exist_ok=True)
     except (RlseqError, OSError) as error:
         parser.error(str(error))
     torch.set_num_threads(options.threads)
     print(json.dumps(provenance(shlex.join(["python", "benchmarks/synthetic.py", *sys.argv[1:]]))), flush=True)
-    results = [
-        run(name, one, seed, options.out) for one in settings for name in options.backbones for seed in options.seed
-    ]
+    results = [result_of(one) for one in runs]
     print_tables(results)
     plot(results, options.out)
 

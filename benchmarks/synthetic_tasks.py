@@ -64,7 +64,9 @@ class Task:
         if self.name not in TASKS:
             raise ConfigError(f"Task: name must be one of {', '.join(TASKS)}, got {self.name!r}. Choose one of them.")
         if self.length < self.least:
-            raise ConfigError(f"Task: {self.name} must have a length of at least {self.least}, got {self.length}.")
+            raise ConfigError(
+                f"Task: {self.name} must have a length of at least {self.least}, got {self.length}. Give a longer one."
+            )
 
     @property
     def least(self) -> int:
@@ -201,7 +203,7 @@ def variant(text: str) -> tuple[str, dict[str, Any]]:
     """
     name, _, rest = text.partition(":")
     options = {}
-    for part in rest.split(",") if rest else ():
+    for part in split_options(rest) if rest else ():
         key, equals, value = part.partition("=")
         if not (key and equals and value):
             raise ConfigError(
@@ -212,6 +214,18 @@ def variant(text: str) -> tuple[str, dict[str, Any]]:
         except json.JSONDecodeError:
             options[key] = value
     return name, options
+
+
+def split_options(text: str) -> list[str]:
+    """The parts between commas that stand outside of brackets and braces."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def configure(text: str, task: Task, width: int, layers: int, tokens: int | None = None) -> Any:

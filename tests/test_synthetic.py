@@ -101,6 +101,22 @@ def test_pieces_are_the_whole_and_the_last_is_full() -> None:
         assert parts[-1].shape[1] == min(size, 23)
 
 
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("hawk", {}),
+        ("griffin:window=16,heads=2", {"window": 16, "heads": 2}),
+        ("hawk:decay_init=released", {"decay_init": "released"}),
+        (
+            'hybrid:rec={"heads":2,"decay_init":"released"},pattern=["rec","flash"],depth=4',
+            {"rec": {"heads": 2, "decay_init": "released"}, "pattern": ["rec", "flash"], "depth": 4},
+        ),
+    ],
+)
+def test_options_of_a_backbone_are_split_at_commas_outside_of_brackets(text: str, options: dict[str, Any]) -> None:
+    assert tasks.variant(text) == (text.partition(":")[0], options)
+
+
 def test_longer_windows_keep_the_weights_where_they_can() -> None:
     task = tasks.Task("induction", 16)
     for name, changes in (("transformer", True), ("gau", False)):
@@ -204,8 +220,10 @@ def test_the_script_trains_resumes_and_draws(
     again = capsys.readouterr()
     assert again.out.splitlines()[1:] == first.out.splitlines()[1:]
     assert not again.err
-    with pytest.raises(SystemExit, match="must have this run's settings"):
+    with pytest.raises(SystemExit) as error:
         script(monkeypatch, *arguments[:-1], "70")
+    assert error.value.code == 2
+    assert "must have this run's settings" in capsys.readouterr().err.splitlines()[-1]
 
 
 OTHERS = ("hawk", "griffin:window=8", "hybrid", "transformer")
