@@ -127,7 +127,7 @@ class RecurrentMixer(nn.Module):
         if reset is not None:
             scale = scale.masked_fill(reset, 1.0)
         hidden = torch.addcmul(scale * input_gate * left, drop, hidden) + hidden
-        return self.out(geglu(right, hidden.to(left.dtype))), RecurrentState(taps[:, 1:].to(conv_state.dtype), hidden)
+        return self.out(geglu(right, hidden.to(right.dtype))), RecurrentState(taps[:, 1:].to(conv_state.dtype), hidden)
 
     def _gates(self, x: Tensor) -> Tensor:
         """Logits (2, ..., R) of the input and the recurrence gate: block-diagonal linears of x (..., R), in one bmm."""

@@ -237,7 +237,9 @@ def bfloat16_is_close(subject: Subject) -> None:
         _agree(stepped, expected, f"{case.name}, steps")
         with torch.autocast("cpu", torch.bfloat16):
             got, _ = case.model(case.x.float(), None, case.reset)
-        _agree(got.bfloat16(), expected, f"{case.name}, autocast")
+            stepped, _ = _steps(case.model, case.x.float(), case.model.init_state(len(case.x)), case.reset)
+        _agree(got.bfloat16(), expected, f"{case.name}, forward, autocast")
+        _agree(stepped.bfloat16(), expected, f"{case.name}, steps, autocast")
 
 
 @_law

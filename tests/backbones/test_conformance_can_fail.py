@@ -193,6 +193,11 @@ class LosesItsHiddenStateInBfloat16(Leaky):
         return (y.round() if x.dtype == torch.bfloat16 else y), after
 
 
+class StepsWrongUnderAutocast(Leaky):
+    def step(self, x: Tensor, state: Any, reset: Tensor | None = None) -> tuple[Tensor, Any]:
+        return super().step(x.round() if torch.is_autocast_enabled("cpu") else x, state, reset)
+
+
 class ReturnsFloat32(Leaky):
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         y, after = super().forward(x, state, reset)
@@ -230,7 +235,7 @@ BREAKERS: dict[str, list[type[nn.Module]]] = {
     "every_parameter_learns": [HasAnIdleParameter, HasAnInfiniteGradient],
     "gradients_flow_through_states": [DetachesItsState],
     "compiled_step_equals_eager": [CompilesDifferently],
-    "bfloat16_is_close": [LosesItsHiddenStateInBfloat16, ReturnsFloat32],
+    "bfloat16_is_close": [LosesItsHiddenStateInBfloat16, StepsWrongUnderAutocast, ReturnsFloat32],
 }
 
 
