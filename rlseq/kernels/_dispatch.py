@@ -1,8 +1,9 @@
 """Which implementation of an op runs: the first of gpu, cpu, blocked, reference that has no reason against it.
 
 Every module of an op folder answers ``why_not(device, dtype) -> str | None``. ``RLSEQ_KERNEL`` forces: one name, or
-several with commas between (``cpu,blocked``), and an op then uses only those. The plain PyTorch loop ``reference``
-comes last: it is chosen only where nothing else can run, and ``status()`` says so.
+several with commas between (``cpu,blocked``), and an op that has any of those uses them alone; an op that has none of
+them (``geglu`` under ``gpu``) chooses as usual. The plain PyTorch loop ``reference`` comes last: it is chosen only
+where nothing else can run, and ``status()`` says so.
 """
 
 from __future__ import annotations
@@ -81,10 +82,10 @@ _chosen_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def status(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Status]:
     """Every implementation of every op with the reason against it, under the current RLSEQ_KERNEL."""
-    allowed = _allowed(os.environ.get("RLSEQ_KERNEL", ""))
+    forced = os.environ.get("RLSEQ_KERNEL", "")
     rows = []
     for op in ops():
-        chosen = False
+        allowed, chosen = _allowed(op, forced), False
         for name in implementations(op):
             reason = _load(op, name, device, dtype)[1]
             if reason is None and name not in allowed:
@@ -95,7 +96,7 @@ def status(device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Stat
 
 
 def _first_live(op: str, device: str, dtype: torch.dtype, forced: str) -> str:
-    allowed = _allowed(forced)
+    allowed = _allowed(op, forced)
     reasons = []
     for name in implementations(op):
         if name not in allowed:
@@ -111,12 +112,13 @@ def _first_live(op: str, device: str, dtype: torch.dtype, forced: str) -> str:
     )
 
 
-def _allowed(forced: str) -> list[str]:
-    names = [name.strip() for name in forced.split(",")] if forced else list(ORDER)
+def _allowed(op: str, forced: str) -> list[str]:
+    names = [name.strip() for name in forced.split(",")] if forced else []
     for name in names:
         if name not in ORDER:
             raise UnknownNameError("implementation in RLSEQ_KERNEL", name, ORDER)
-    return names
+    own = implementations(op)
+    return [name for name in own if name in names] or own
 
 
 def _load(op: str, name: str, device: str, dtype: torch.dtype) -> tuple[ModuleType | None, str | None]:

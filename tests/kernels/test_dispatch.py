@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from rlseq import backbones
 from rlseq.errors import ConfigError, KernelError, ShapeError, UnknownNameError
 from rlseq.kernels import _dispatch, causal_conv, linear_scan, local_attention, rg_lru, status
 from tests.kernels.cases import SCANS, arguments, public, worst
@@ -48,7 +49,30 @@ def test_a_forced_implementation_that_cannot_run_lists_every_reason(monkeypatch:
     monkeypatch.setenv("RLSEQ_KERNEL", "cpu")
     with pytest.raises(KernelError, match=r"cpu: tensors are on meta.*reference: excluded by RLSEQ_KERNEL=cpu"):
         linear_scan(torch.ones(1, 5, 2, device="meta"), torch.ones(1, 5, 2, device="meta"))
-    assert {row.reason for row in status() if row.implementation == "blocked"} == {"excluded by RLSEQ_KERNEL"}
+    assert {row.reason for row in status() if row.op == "geglu" and not row.chosen} == {"excluded by RLSEQ_KERNEL"}
+
+
+def test_an_op_without_the_forced_implementation_chooses_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = {row.op: row.implementation for row in status() if row.chosen}
+    for forced in ("gpu", "cpu", "blocked", "cpu,blocked"):
+        monkeypatch.setenv("RLSEQ_KERNEL", forced)
+        chosen = {row.op: row.implementation for row in status() if row.chosen}
+        for op in _dispatch.ops():
+            if not {*_dispatch.implementations(op)} & {*forced.split(",")}:
+                assert chosen[op] == usual[op]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter runs on CPU tensors")
+def test_a_backbone_runs_on_the_kernels_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    torch.manual_seed(0)
+    model = backbones.build("hawk", width=16, depth=1)
+    x = torch.randn(2, 9, 16)
+    usual, _ = model(x)
+    monkeypatch.setenv("RLSEQ_KERNEL", "gpu")
+    assert _dispatch.choose("rg_lru", "cpu", torch.float32).__module__ == "rlseq.kernels.rg_lru.gpu"
+    forced, _ = model(x)
+    torch.testing.assert_close(forced, usual, rtol=1e-5, atol=1e-5)
 
 
 def test_several_allowed_implementations_serve_ops_of_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
