@@ -267,7 +267,7 @@ class Stack(nn.Module):
         """
         check_tokens("forward", x, self.width, reset, rank=3)
         states = (None,) * len(self.blocks) if state is None else state
-        self._check_layers("forward", states)
+        self._check_state("forward", states, x.shape[0])
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         following = []
         for block, block_state in zip(self._blocks(), states, strict=True):
@@ -287,7 +287,7 @@ class Stack(nn.Module):
             ShapeError: x, state or reset do not fit each other.
         """
         check_tokens("step", x, self.width, reset, rank=2)
-        self._check_layers("step", state)
+        self._check_state("step", state, x.shape[0])
         following = []
         for block, block_state in zip(self._blocks(), state, strict=True):
             x, block_state = block.step(x, block_state, reset)
@@ -297,9 +297,26 @@ class Stack(nn.Module):
     def _blocks(self) -> Iterable[Block]:
         return cast(Iterable[Block], self.blocks)
 
-    def _check_layers(self, where: str, state: tuple[State, ...]) -> None:
+    def _check_state(self, where: str, state: tuple[State, ...], rows: int) -> None:
         if len(state) != len(self.blocks):
             raise ShapeError(
                 f"{where}: state must have one entry for each of {len(self.blocks)} layers, got {len(state)}. "
                 "Make it with init_state."
             )
+        leaf = _first_tensor(state)
+        if leaf is not None and (leaf.ndim == 0 or leaf.shape[0] != rows):
+            raise ShapeError(
+                f"{where}: state must have as many rows as x, {rows}, got {tuple(leaf.shape)}. "
+                f"Make it with init_state({rows})."
+            )
+
+
+def _first_tensor(state: State) -> Tensor | None:
+    """The first leaf of a state: all have the batch first. By hand, because a step is bound by such calls."""
+    if isinstance(state, Tensor):
+        return state
+    if isinstance(state, dict):
+        state = state.values()
+    elif not isinstance(state, tuple | list):
+        return None
+    return next((leaf for part in state if (leaf := _first_tensor(part)) is not None), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,6 +89,40 @@ def test_misfit_names_both_shapes(model: nn.Module) -> None:
         model.step(torch.zeros(2, 16), state, torch.zeros(2))
     with pytest.raises(ShapeError, match="state must have one entry for each of 2 layers, got 1"):
         model.step(torch.zeros(2, 16), state[:1])
+
+
+@pytest.mark.parametrize("name", backbones.available())
+def test_state_of_other_rows_is_refused_in_words(name: str) -> None:
+    options = {"window": 4} if hasattr(backbones.config_class(name), "window") else {}
+    model = backbones.build(name, width=16, depth=3, **options)
+    for rows in (1, 3):
+        state = model.init_state(rows)
+        with pytest.raises(
+            ShapeError, match=rf"step: state must have as many rows as x, 2, got \({rows}, .*init_state\(2"
+        ):
+            model.step(torch.zeros(2, 16), state)
+        with pytest.raises(ShapeError, match="forward: state must have as many rows as x, 2, got"):
+            model(torch.zeros(2, 5, 16), state)
+
+
+@pytest.mark.parametrize("name", backbones.available())
+def test_step_exports_for_any_number_of_rows(name: str) -> None:
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = backbones.build(name, width=16, depth=3, **options)
+
+        def forward(self, x: torch.Tensor, state: Any) -> Any:
+            return self.model.step(x, state)
+
+    options = {"window": 4} if hasattr(backbones.config_class(name), "window") else {}
+    module = Step().eval()
+    args = (torch.randn(3, 16), module.model.init_state(3))
+    rows = torch.export.Dim("rows", min=2)
+    shapes = torch.utils._pytree.tree_map(lambda leaf: {0: rows}, args)
+    program = torch.export.export(module, args, dynamic_shapes=shapes)
+    args = (torch.randn(5, 16), module.model.init_state(5))
+    torch.testing.assert_close(program.module()(*args), module(*args))
 
 
 def test_stack_of_ones_own_mixers_is_a_backbone() -> None:
