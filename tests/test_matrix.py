@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.interrupts import MAY_BE_INTERRUPTED, interrupt
 from tests.scripts import BENCHMARKS, load, refusal
 
 matrix = load("matrix")
@@ -50,13 +50,13 @@ def test_one_interrupt_ends_what_runs_and_starts_nothing_more(tmp_path: Path) ->
     (tmp_path / "slow.py").write_text(SLOW)
     paths = [str(tmp_path), str(BENCHMARKS), str(BENCHMARKS.parent)]
     environment = {**os.environ, "STARTED": str(started), "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-c", WITH_SLOW_RUNS, "--out", str(tmp_path / "runs"), "--agents", "bc", "--jobs", "2"]
+    code = MAY_BE_INTERRUPTED + WITH_SLOW_RUNS
+    command = [sys.executable, "-c", code, "--out", str(tmp_path / "runs"), "--agents", "bc", "--jobs", "2"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         while len(list(started.iterdir())) < 2:
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)  # to the script alone, as `kill -INT` does
-        _, printed = process.communicate(timeout=30)
+        _, printed = interrupt(process)  # the script alone, as `kill -INT` does
     assert process.returncode == 130
     assert "Traceback" not in printed
     assert "the same command goes on" in printed

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 import rlseq
 from rlseq.cli import main
 from tests.cli.commands import QUICK, one_line
+from tests.interrupts import MAY_BE_INTERRUPTED, interrupt
 from tests.vector_toys import DRAWING
 
 
@@ -243,17 +243,19 @@ def test_eval_draws_and_lists_the_videos(capsys: pytest.CaptureFixture[str]) -> 
     assert "videos" in printed.err, "a progress bar"
 
 
-INTERRUPTED = """
-import multiprocessing, signal
+INTERRUPTED = (
+    MAY_BE_INTERRUPTED
+    + """
+import multiprocessing
 from rlseq import cli, config, run
 from tests.toys import toy_agent, toy_store
 from tests.vector_toys import SLOW
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started by ignores
 run.load_with_experiment = lambda *_: (toy_agent("hawk-joint", toy_store()), config.Experiment())
 code = cli.main(["eval", "run", "--env", SLOW, "--episodes", "40", "--vectorization", "async", "--num-envs", "2"])
 print(code, multiprocessing.active_children())
 """
+)
 
 
 def test_ctrl_c_ends_the_workers_quietly() -> None:
@@ -268,8 +270,7 @@ def test_ctrl_c_ends_the_workers_quietly() -> None:
     ) as command:
         while not Path("stepping").exists() and command.poll() is None:
             time.sleep(0.05)
-        os.killpg(command.pid, signal.SIGINT)  # as a terminal does: the workers get it as well
-        out, err = command.communicate(timeout=60)
+        out, err = interrupt(command, group=True)  # the workers get it as well
     assert out == "130 []\n"
     assert err.splitlines()[-1] == "rlseq: stopped."
     assert "Traceback" not in err
