@@ -38,8 +38,9 @@ ARROWS: dict[str, set[str]] = {
     "t_maze_data": WORDS | {"data", "envs"},
     "run": BELOW_RUN | {"config", "recipes", "conformance"},
     "collect": WORDS | TOOLS | {"data", "envs", "agents", "evaluation", "run"},
+    "bench": AGENT_SIDE | TOOLS,
     "doctor": BELOW_RUN,
-    "cli": BELOW_RUN | {"config", "recipes", "run", "conformance", "collect", "doctor"},
+    "cli": BELOW_RUN | {"config", "recipes", "run", "conformance", "collect", "bench", "doctor"},
     "__main__": {"cli"},
     "__init__": BELOW_RUN | {"config", "recipes", "run", "conformance", "collect"},
 }

@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": "evaluate a trained agent in its environment",
     "export": "write a trained agent's acting step as an ONNX file",
     "data": "look at datasets, record new ones",
+    "bench": "measure how fast agents act on this machine, and that they stay so",
     "doctor": "say what this installation can do",
 }
 """Each is the module of that name and its function ``main``."""

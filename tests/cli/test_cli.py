@@ -301,7 +301,9 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], arguments:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["train", "eval", "export", "data", "doctor"]),
+        (["--help"], ["train", "eval", "export", "data", "bench", "doctor"]),
+        (["bench", "--help"], ["acting"]),
+        (["bench", "acting", "--help"], ["--engines", "--batches", "--windows", "--steps", "--out"]),
         (["train", "--help"], ["--dataset", "--backbone", "--backbone.width", "--updates", "--checkpoint-every",
                                "--seed", "--out", "--resume", "--overwrite", "--device", "--optim.lr",
                                "--eval.target-return"]),

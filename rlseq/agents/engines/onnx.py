@@ -214,8 +214,9 @@ def graph(step: ActingStep, facts: dict[str, Any]) -> bytes:
 
 def _rms_norm(x: Any, shape: Any, weight: Any, eps: float) -> Any:
     """In the words that onnxruntime knows as one operation; PyTorch's own translation is six to it."""
-    from onnxscript import opset20 as op
+    import onnxscript
 
+    op: Any = onnxscript.opset20
     mean = op.ReduceMean(op.Pow(x, 2.0), [-1], keepdims=1)
     return op.Mul(op.Div(x, op.Sqrt(op.Add(mean, eps))), weight)
 
