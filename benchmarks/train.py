@@ -2,11 +2,10 @@
 
 python benchmarks/train.py [--tables joint-20 ...] [--backbones hawk aaren ...] [--rounds 7] [--json FILE]
 python benchmarks/train.py --tables sweep --plot FILE.png
-python benchmarks/train.py --tables acting
 
 Tables: joint-20 (1,280 environment steps an update as 64 windows of 20, one token a step), interleaved-20 (three
 tokens a step), interleaved-1000 (one window of 1,000 steps, 3,000 tokens, attention over all of them), sweep (joint,
-4,096 steps an update, rows of K = 20 to 4,096), acting (`Policy.act` at batch 1 and 64).
+4,096 steps an update, rows of K = 20 to 4,096). `rlseq bench acting` times acting.
 Whole optimiser updates: batch, forward, backward, clip, AdamW; no dropout; every backbone is as wide as it must be to
 have the parameters of the Transformer of width 128 and depth 3. The contenders take turns, so that noise of the machine
 hits all. An agent whose steps do not equal its window is not timed. Memory is what the process's resident set rose by.
@@ -27,15 +26,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from outputs import check_file, check_picture
 from train_contenders import (
     RIVAL,
     Contender,
-    agent_of,
     names,
-    options_of,
     ours,
     parameters,
     peak_megabytes,
@@ -43,7 +39,7 @@ from train_contenders import (
     width_for,
 )
 
-from rlseq import backbones, data
+from rlseq import data
 from rlseq.errors import RlseqError
 from rlseq.progress import ProgressBar
 from rlseq.provenance import provenance
@@ -156,62 +152,29 @@ def plot(rows: Sequence[Row], file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
-def acting(chosen: Sequence[str], store: data.TrajectoryStore, steps: int) -> list[Row]:
-    """Microseconds of `Policy.act` in the middle of an episode: default widths, K = 20, both modes, batch 1 and 64."""
-    rows: list[Row] = []
-    print("\n| backbone | mode | batch | us a step | least .. most | state bytes |\n|---|---|---|---|---|---|")
-    for name in chosen:
-        if name == RIVAL:
-            continue
-        tokens = "joint" if backbones.is_recurrent(backbones.configure(options_of(name)[0])) else "interleaved"
-        agent = agent_of(name, store, 20, tokens, WIDTH).eval()
-        for mode in ("recurrent", "window"):
-            for batch in (1, 64):
-                policy = agent.policy(batch, mode=mode)
-                obs = np.random.default_rng(0).normal(size=(batch, agent.info.obs_size))
-                policy.act(obs)
-                reward = np.zeros(batch)
-                seconds = []
-                for _ in range(steps + agent.window):
-                    began = time.perf_counter()
-                    policy.act(obs, reward)
-                    seconds.append(1e6 * (time.perf_counter() - began))
-                own = seconds[agent.window :]
-                row = {"contender": name, "mode": mode, "batch": batch, "us": statistics.median(own)}
-                rows.append(row | {"least": min(own), "most": max(own), "state_bytes": policy.state_bytes})
-                print(
-                    f"| {name} | {mode} | {batch} | {row['us']:,.0f} | {min(own):,.0f} .. {max(own):,.0f} "
-                    f"| {policy.state_bytes:,} |",
-                    flush=True,
-                )
-    return rows
-
-
 def main() -> None:
     """Prints the tables and where they were measured."""
     everything = [*names(), *([RIVAL] if importlib.util.find_spec("transformers") else [])]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--tables", nargs="+", choices=[*TABLES, "sweep", "acting"], default=[*TABLES], help="default: the first three"
+        "--tables", nargs="+", choices=[*TABLES, "sweep"], default=[*TABLES], help="default: the first three"
     )
     parser.add_argument("--backbones", nargs="+", default=everything, metavar="NAME", help=", ".join(everything))
     parser.add_argument("--dataset", default="bundled:halfcheetah-medium-replay")
     parser.add_argument("--threads", type=int, default=1, help="of torch and of the kernels")
     parser.add_argument("--rounds", type=int, default=7, help="updates of each contender that are timed")
-    parser.add_argument("--steps", type=int, default=200, help="acting steps that are timed")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="with the table sweep: draw it (needs matplotlib)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args()
     unknown = [name for name in options.backbones if name not in everything]
     if unknown:
         parser.error(f"--backbones must be of {', '.join(everything)}, got {' '.join(unknown)}.")
-    if min(options.threads, options.rounds, options.steps) < 1:
-        parser.error("--threads, --rounds and --steps must be at least 1.")
+    if min(options.threads, options.rounds) < 1:
+        parser.error("--threads and --rounds must be at least 1.")
     if options.plot and "sweep" not in options.tables:
         parser.error("--plot draws the table sweep; add --tables sweep.")
-    alone = [table for table in options.tables if table not in TABLES]
-    if alone and set(options.backbones) == {RIVAL}:
-        parser.error(f"--tables {' '.join(alone)} must have a backbone of rlseq, got {RIVAL} alone. Add one.")
+    if "sweep" in options.tables and set(options.backbones) == {RIVAL}:
+        parser.error(f"--tables sweep must have a backbone of rlseq, got {RIVAL} alone. Add one.")
     check_picture(parser, options.plot)
     check_file(parser, options.json)
     torch.set_num_threads(options.threads)
@@ -227,8 +190,6 @@ def main() -> None:
             figures[table] = sweep(options.backbones, store, options.rounds)
             if options.plot:
                 plot(figures[table], options.plot)
-        elif table == "acting":
-            figures[table] = acting(options.backbones, store, options.steps)
         else:
             figures[table] = compare(options.backbones, store, *TABLES[table], options.rounds)
     if options.json is not None:

@@ -17,7 +17,7 @@ train = load("train")
     ("arguments", "message"),
     [
         (
-            ["--tables", "acting", "--backbones", "hugging-face"],
+            ["--tables", "sweep", "--backbones", "hugging-face"],
             "must have a backbone of rlseq, got hugging-face alone",
         ),
         (["--tables", "joint-20", "sweep", "--backbones", "hugging-face"], "--tables sweep must have a backbone"),
