@@ -6,11 +6,13 @@ import gymnasium
 import numpy as np
 import pytest
 
-from rlseq import t_maze_data
-from rlseq.data import minari_recorder
+from rlseq import envs, t_maze_data
+from rlseq.data import minari_recorder, open_dataset
 from rlseq.envs import t_maze
 from rlseq.errors import ConfigError, DataError, RlseqError
+from rlseq.evaluation import evaluate
 from rlseq.types import Episode
+from tests.toys import toy_agent
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +89,16 @@ def test_bad_input_is_one_line_and_writes_nothing(root, changes, words):
         t_maze_data.write_minari(arguments.pop("dataset_id"), **arguments)
     assert "\n" not in str(caught.value)
     assert not root.exists()
+
+
+def test_the_native_mazes_are_evaluated_on_the_queue_of_seeds(root):
+    names = ("rlseq/TMazePassive-v0", "CartPole-v1", "No-v0", "no:No-v0")
+    assert [envs.takes_autoreset_mode(name) for name in names] == [True, False, False, False]
+    t_maze_data.write_minari("tiny-v0", kind="passive", length=3, episodes=4)
+    agent = toy_agent("hawk-joint", open_dataset("minari:tiny-v0"), depth=1)
+    native, sync = (evaluate(agent, episodes=7, seed=5, num_envs=3, vectorization=way) for way in ("native", "sync"))
+    assert native.seeds == sync.seeds == list(range(5, 12))
+    assert (native.returns, native.lengths) == (sync.returns, sync.lengths)
 
 
 def test_a_dataset_that_exists_stays_as_it_is(root):

@@ -5,6 +5,7 @@ Importing it registers rlseq's own environments, `rlseq.envs.t_maze`.
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,7 @@ __all__ = [
     "make_for",
     "make_one",
     "make_rendering",
+    "takes_autoreset_mode",
     "time_limit",
     "with_reward",
 ]
@@ -67,7 +69,7 @@ def make(
             (close the vector to end them; they leave Ctrl-C to this process); ``native``, the environment's own vector
             form, Gymnasium's ``vector_entry_point``.
         autoreset_mode: when a row whose episode ended is reset: a `gymnasium.vector.AutoresetMode` or its value. None:
-            in the next step, or as a native vector does it; that one cannot be asked for another way.
+            in the next step, or as a native vector does it; another way it must take as an argument of its own.
         dropped_obs: columns of the flat observation that the agent does not see, `DatasetInfo.dropped_obs`.
         env_kwargs: for `gymnasium.make`.
     Raises:
@@ -100,7 +102,8 @@ def make(
     with _told_in_one_line(env_id, env_kwargs, native=vectorization == "native"):
         if vectorization == "native":
             quiet_mujoco()
-            own = gymnasium.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **env_kwargs)
+            asked = {"autoreset_mode": mode} if autoreset_mode is not None and takes_autoreset_mode(env_id) else {}
+            own = gymnasium.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **env_kwargs, **asked)
             envs = _flat_vector(own, dropped)
         elif vectorization == "async":
             from rlseq.envs._workers import Workers
@@ -119,6 +122,20 @@ def make(
             envs.reset(seed=seed)
             envs.action_space.seed(seed)
     return envs
+
+
+def takes_autoreset_mode(env_id: str) -> bool:
+    """Whether the native vector of an environment can be asked for a mode; False where there is none of that name."""
+    import gymnasium
+    from gymnasium.envs.registration import load_env_creator
+
+    try:
+        import_package_of(env_id)
+        entry = gymnasium.spec(env_id).vector_entry_point
+        creator = load_env_creator(entry) if isinstance(entry, str) else entry
+    except (gymnasium.error.Error, ImportError, AttributeError):  # `make` says it in one line
+        return False
+    return creator is not None and "autoreset_mode" in inspect.signature(creator).parameters
 
 
 def make_one(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> gymnasium.Env[Any, Any]:

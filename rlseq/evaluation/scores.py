@@ -116,12 +116,13 @@ def evaluate(
         raise ConfigError(f"evaluate: episodes must be >= 1 and seed >= 0, got {episodes} and {seed}.")
     rows = min(episodes, 16) if num_envs is None else num_envs
     info = agent.info if env_id is None else replace(agent.info, env_id=env_id, env_kwargs={})
+    can_be_asked = info.env_id is not None and envs.takes_autoreset_mode(info.env_id)
     env = envs.make_for(
         info,
         rows,
         vectorization=vectorization,
-        # A native vector has its own way, and `rollout` follows it.
-        autoreset_mode=None if vectorization == "native" else AutoresetMode.DISABLED,
+        # A native vector that cannot be asked has its own way, and `rollout` follows it.
+        autoreset_mode=AutoresetMode.DISABLED if vectorization != "native" or can_be_asked else None,
     )
     try:
         policy = agent.policy(rows, target_return=target_return, mode=mode, engine=engine)
