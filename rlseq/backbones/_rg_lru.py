@@ -147,7 +147,7 @@ def initial_decay(inner: int, decay_init: DecayInit) -> Tensor:
     a^2 uniform, as in the authors' released code, 2.4 to 250 steps. hold: entries 0, 2, .. as released, the
     others 1e16 steps at r = 0.5.
 
-    A held entry's factor sqrt(1 - a^2) is 1e-8 at every token but an episode's first, where it is 1: it is written once,
+    A held entry's factor sqrt(1 - a^2) is 1e-8 at every token but an episode's first, where it is 1: written once,
     and T more tokens move it by T 1e-8 of their input. Of time constants in between, say 1e4 to 1e12, a training row of
     1,000 tokens shows nothing, and after more tokens they have drifted further than in any row.
     """
