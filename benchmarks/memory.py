@@ -234,7 +234,9 @@ def plot(results: Sequence[Result], corridor: int, file: Path) -> None:
         "chance", (1, 50), (-4, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right"
     )
     axis.annotate("training lengths", (corridor, 5), (-4, 0), textcoords="offset points", ha="right", color="0.4")
-    axis.set(xscale="log", xlabel="steps of the corridor", ylabel="episodes solved in %, lines shifted apart", ylim=(0, 105))
+    axis.set(
+        xscale="log", xlabel="steps of the corridor", ylabel="episodes solved in %, lines shifted apart", ylim=(0, 105)
+    )
     axis.grid(alpha=0.3)
     axis.set_title(
         f"T-Maze, trained on corridors of at most {corridor:,} steps; x: asked no further", fontsize="medium"
