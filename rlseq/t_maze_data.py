@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlseq.data import minari_writer
+from rlseq.data import minari_recorder
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -62,8 +62,8 @@ def write_minari(
     if distribution != "uniform":
         corridor += f", {distribution}"
     noise = f" (epsilon {'by length' if epsilon is None else epsilon}, turn noise {turn_noise})"
-    return minari_writer.write(
-        dataset_id,
+    return minari_recorder.write(
+        f"minari:{dataset_id}",
         played,
         _spec(kind, length, distribution),
         algorithm_name=f"t_maze.trajectories: {policy}{noise if policy == 'noisy' else ''}",

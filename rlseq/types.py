@@ -19,6 +19,7 @@ Shapes, used in every docstring of the library:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,17 +52,17 @@ class Episode:
     """One episode as it was played and as Minari stores it: the final observation is part of it, actions are raw.
 
     Attributes:
-        obs: (T + 1, …), the environment's.
-        action: (T, …), the environment's: ints of shape (T,) where actions are discrete.
-        reward: (T,) float64.
+        obs: T + 1 elements of the observation space, nested or not: a list, or an array with a row each.
+        action: T elements of the action space, likewise.
+        reward: T numbers, raw.
         terminated: the episode ended in a terminal state.
         truncated: the episode was cut (time limit, or the recording stopped).
         seed: the environment was reset with it; None where unknown.
     """
 
-    obs: np.ndarray
-    action: np.ndarray
-    reward: np.ndarray
+    obs: Sequence[Any] | np.ndarray
+    action: Sequence[Any] | np.ndarray
+    reward: Sequence[float] | np.ndarray
     terminated: bool
     truncated: bool
     seed: int | None = None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -17,3 +20,13 @@ def load(name: str) -> Any:
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], run: Callable[[], object]) -> str:
+    """The last line that a script prints to stderr, and nothing to stdout, before it exits with 2."""
+    with pytest.raises(SystemExit) as error:
+        run()
+    assert error.value.code == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    return printed.err.strip().splitlines()[-1]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.scripts import load
+from tests.scripts import load, refusal
 
 train = load("train")
 
@@ -43,11 +43,6 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
     monkeypatch.setattr(train.importlib.util, "find_spec", there)
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as error:
-        train.main()
-    assert error.value.code == 2
-    printed = capsys.readouterr()
-    assert not printed.out
-    last = printed.err.strip().splitlines()[-1]
+    last = refusal(capsys, train.main)
     assert last.startswith("train.py: error: ")
     assert message in last

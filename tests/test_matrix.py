@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts import BENCHMARKS, load
+from tests.interrupts import MAY_BE_INTERRUPTED, interrupt
+from tests.scripts import BENCHMARKS, load, refusal
 
 matrix = load("matrix")
 
@@ -50,13 +50,13 @@ def test_one_interrupt_ends_what_runs_and_starts_nothing_more(tmp_path: Path) ->
     (tmp_path / "slow.py").write_text(SLOW)
     paths = [str(tmp_path), str(BENCHMARKS), str(BENCHMARKS.parent)]
     environment = {**os.environ, "STARTED": str(started), "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-c", WITH_SLOW_RUNS, "--out", str(tmp_path / "runs"), "--agents", "bc", "--jobs", "2"]
+    code = MAY_BE_INTERRUPTED + WITH_SLOW_RUNS
+    command = [sys.executable, "-c", code, "--out", str(tmp_path / "runs"), "--agents", "bc", "--jobs", "2"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         while len(list(started.iterdir())) < 2:
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)  # to the script alone, as `kill -INT` does
-        _, printed = process.communicate(timeout=30)
+        _, printed = interrupt(process)  # the script alone, as `kill -INT` does
     assert process.returncode == 130
     assert "Traceback" not in printed
     assert "the same command goes on" in printed
@@ -72,7 +72,4 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_exit_code_2(
     file = tmp_path / "file"
     file.touch()
     monkeypatch.setattr(sys, "argv", ["matrix.py", "--out", str(file)])
-    with pytest.raises(SystemExit) as error:
-        matrix.main()
-    assert error.value.code == 2
-    assert str(file) in capsys.readouterr().err.splitlines()[-1]
+    assert str(file) in refusal(capsys, matrix.main)

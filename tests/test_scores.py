@@ -11,7 +11,7 @@ import pytest
 
 from rlseq import recipes
 from rlseq.config import settle, to_json
-from tests.scripts import load
+from tests.scripts import load, refusal
 
 scores = load("scores")
 
@@ -36,13 +36,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     scores.main()
 
 
-def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    with pytest.raises(SystemExit) as error:
-        run(monkeypatch, *arguments)
-    assert error.value.code == 2
-    printed = capsys.readouterr()
-    assert not printed.out
-    return printed.err.strip().splitlines()[-1]
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    return refusal(capsys, lambda: run(monkeypatch, *arguments))
 
 
 def test_runs_that_differ_in_an_option_have_a_row_each_named_by_it(
@@ -71,12 +66,12 @@ def test_a_seed_that_would_count_twice_is_refused_by_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, other = folder(tmp_path / "one"), folder(tmp_path / "other")
-    assert f"got seed 0 of bundled:halfcheetah-medium-replay, aaren, joint, K=20, recurrent, 4200 in {one}" in refusal(
+    assert f"got seed 0 of bundled:halfcheetah-medium-replay, aaren, joint, K=20, recurrent, 4200 in {one}" in refused(
         monkeypatch, capsys, one, other
     )
     again = one / "eval-again.json"
     again.write_text((one / "result.json").read_text())
-    assert f"in {one / 'result.json'} and {again}" in refusal(monkeypatch, capsys, one)
+    assert f"in {one / 'result.json'} and {again}" in refused(monkeypatch, capsys, one)
 
 
 @pytest.mark.parametrize("content", ["{}", "{", "[]", '{"evaluations": [{}]}', "null"])
@@ -85,7 +80,7 @@ def test_a_folder_that_is_not_whole_is_named(
 ) -> None:
     broken = folder(tmp_path / "broken")
     (broken / "result.json").write_text(content)
-    line = refusal(monkeypatch, capsys, folder(tmp_path / "whole", seed=1), broken)
+    line = refused(monkeypatch, capsys, folder(tmp_path / "whole", seed=1), broken)
     assert f"{broken} must hold a whole run" in line
 
 
@@ -103,7 +98,7 @@ def test_a_dataset_without_reference_scores_has_returns(
 def test_a_picture_that_cannot_be_written_is_found_before_the_work(
     name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert message in refusal(monkeypatch, capsys, folder(tmp_path / "run"), "--plot", tmp_path / name)
+    assert message in refused(monkeypatch, capsys, folder(tmp_path / "run"), "--plot", tmp_path / name)
 
 
 def test_the_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

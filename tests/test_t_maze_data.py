@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlseq import t_maze_data
-from rlseq.data import minari_writer
+from rlseq.data import minari_recorder
 from rlseq.envs import t_maze
 from rlseq.errors import ConfigError, DataError, RlseqError
 from rlseq.types import Episode
@@ -90,8 +90,8 @@ def test_a_dataset_of_log_uniform_lengths_says_so():
         ({"policy": "export"}, "Did you mean 'expert'"),
         ({"episodes": 0}, "episodes must be >= 1"),
         ({"distribution": "normal"}, "lengths 'normal'"),
-        ({"dataset_id": "no version"}, "dataset_id must have the form"),
-        ({"dataset_id": "../up-v0"}, "dataset_id must have the form"),
+        ({"dataset_id": "no version"}, "out must be minari:NAMESPACE/NAME-vN"),
+        ({"dataset_id": "../up-v0"}, "out must be minari:NAMESPACE/NAME-vN"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(root, changes, words):
@@ -105,7 +105,7 @@ def test_bad_input_is_one_line_and_writes_nothing(root, changes, words):
 def test_a_dataset_that_exists_stays_as_it_is(root):
     t_maze_data.write_minari("tiny-v0", kind="passive", length=3, episodes=2)
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    with pytest.raises(ConfigError, match="dataset_id must be a new name, got tiny-v0"):
+    with pytest.raises(ConfigError, match="minari:tiny-v0 must not exist yet"):
         t_maze_data.write_minari("tiny-v0", kind="passive", length=3, episodes=2)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
@@ -133,11 +133,11 @@ def _interrupted():
 def test_a_failure_leaves_nothing_behind(root, episodes, error, words):
     spec = gymnasium.spec("rlseq/TMazePassive-v0")
     with pytest.raises(error, match=words):
-        minari_writer.write("space/tiny-v0", episodes, spec, algorithm_name="none", description="none")
+        minari_recorder.write("minari:space/tiny-v0", episodes, spec, algorithm_name="none", description="none")
     assert not list(root.glob("*"))
 
 
 def test_scores_come_in_pairs():
     spec = gymnasium.spec("rlseq/TMazePassive-v0")
     with pytest.raises(ConfigError, match="two or none, got None and 1.0"):
-        minari_writer.write("t-v0", [_episode()], spec, algorithm_name="x", description="x", ref_max_score=1.0)
+        minari_recorder.write("minari:t-v0", [_episode()], spec, algorithm_name="x", description="x", ref_max_score=1.0)

@@ -57,6 +57,24 @@ class History(NamedTuple):
     length: Tensor
 
 
+class Present(NamedTuple):
+    """The step that is acted on, and the reward that the one before it earned.
+
+    Attributes:
+        obs: (N, S) raw.
+        reward: (N,) raw, float32.
+        episode_start: (N,) bool.
+        return_to_go: (N,) raw, float32.
+        timestep: (N,).
+    """
+
+    obs: Tensor
+    reward: Tensor
+    episode_start: Tensor
+    return_to_go: Tensor
+    timestep: Tensor
+
+
 @dataclass(frozen=True)
 class ActingSpec:
     """What a policy must know besides the step itself.
@@ -136,7 +154,8 @@ class ActingStep(nn.Module):
         """
         return_to_go = torch.where(episode_start, target_return, state.return_to_go - reward)
         timestep = torch.where(episode_start, 0, state.timestep + 1)
-        prediction, memory = self.read(obs, reward.float(), episode_start, return_to_go.float(), timestep, state)
+        present = Present(obs, reward.float(), episode_start, return_to_go.float(), timestep)
+        prediction, memory = self.read(present, state)
         action = self.agent.to_bounds(prediction).float()
         given = action.argmax(-1) if self.agent.info.discrete else action
         return given, PolicyState(memory, return_to_go, timestep, action)
@@ -145,15 +164,7 @@ class ActingStep(nn.Module):
         """The memory of rows that have seen nothing."""
         raise NotImplementedError
 
-    def read(
-        self,
-        obs: Tensor,
-        reward: Tensor,
-        episode_start: Tensor,
-        return_to_go: Tensor,
-        timestep: Tensor,
-        state: PolicyState,
-    ) -> tuple[Tensor, Any]:
+    def read(self, present: Present, state: PolicyState) -> tuple[Tensor, Any]:
         """What the head says (N, A), and the next memory."""
         raise NotImplementedError
 
@@ -167,18 +178,10 @@ class RecurrentStep(ActingStep):
         """The agent's first state."""
         return self.agent.init_state(rows)
 
-    def read(
-        self,
-        obs: Tensor,
-        reward: Tensor,
-        episode_start: Tensor,
-        return_to_go: Tensor,
-        timestep: Tensor,
-        state: PolicyState,
-    ) -> tuple[Tensor, Any]:
+    def read(self, present: Present, state: PolicyState) -> tuple[Tensor, Any]:
         """See `ActingStep.read`."""
-        done = state.action
-        rows = (obs, done, return_to_go, timestep, episode_start, done, reward, ~episode_start)
+        done, (obs, reward, start, return_to_go, timestep) = state.action, present
+        rows = (obs, done, return_to_go, timestep, start, done, reward, ~start)
         return self.agent.step(self.agent.inputs(*(x.unsqueeze(1) for x in rows)), state.memory)
 
 
@@ -203,22 +206,14 @@ class WindowStep(ActingStep):
             torch.zeros(rows, dtype=torch.int64, device=device),
         )
 
-    def read(
-        self,
-        obs: Tensor,
-        reward: Tensor,
-        episode_start: Tensor,
-        return_to_go: Tensor,
-        timestep: Tensor,
-        state: PolicyState,
-    ) -> tuple[Tensor, History]:
+    def read(self, present: Present, state: PolicyState) -> tuple[Tensor, History]:
         """See `ActingStep.read`."""
-        history = self._append(obs, reward, episode_start, return_to_go, timestep, state)
+        history = self._append(present, state)
         k = self.window
         if not torch.compiler.is_compiling():  # a graph has one shape; without one, empty columns need not be read
             k = int(history.length.max())
         past = [x[:, :k] for x in history[:-2]]
-        clock, device = history.timestep[:, :k], obs.device
+        clock, device = history.timestep[:, :k], present.obs.device
         reset = (clock == 0) & (torch.arange(k, device=device) == 0)
         mask = torch.arange(k, device=device) < history.length.unsqueeze(1)
         batch = Batch(past[0], past[1], past[2], past[3], clock, reset, mask)
@@ -226,36 +221,28 @@ class WindowStep(ActingStep):
         last = (history.length - 1).view(-1, 1, 1).expand(-1, 1, prediction.shape[-1])
         return prediction.gather(1, last)[:, 0], history
 
-    def _append(
-        self,
-        obs: Tensor,
-        reward: Tensor,
-        episode_start: Tensor,
-        return_to_go: Tensor,
-        timestep: Tensor,
-        state: PolicyState,
-    ) -> History:
+    def _append(self, present: Present, state: PolicyState) -> History:
         """History with the finished step completed, the oldest dropped where the window is full, the present added."""
         history, k = state.memory, self.window
-        column = torch.arange(k, device=obs.device)
+        column = torch.arange(k, device=present.obs.device)
         finished = column == (history.length - 1).unsqueeze(1)
-        length = torch.where(episode_start, 0, history.length)
+        length = torch.where(present.episode_start, 0, history.length)
         full = length == k
-        present = column == (length - full.long()).unsqueeze(1)
+        newest = column == (length - full.long()).unsqueeze(1)
 
         def moved(old: Tensor, new: Tensor | float) -> Tensor:
             trailing = (1,) * (old.ndim - 2)
             shifted = torch.where(full.view(-1, 1, *trailing), old.roll(-1, dims=1), old)
             value = new.unsqueeze(1).to(old.dtype) if isinstance(new, Tensor) else new
-            return torch.where(present.view(*present.shape, *trailing), value, shifted)
+            return torch.where(newest.view(*newest.shape, *trailing), value, shifted)
 
         action = torch.where(finished.unsqueeze(-1), state.action.unsqueeze(1), history.action)
-        rewards = torch.where(finished, reward.unsqueeze(1), history.reward)
+        rewards = torch.where(finished, present.reward.unsqueeze(1), history.reward)
         return History(
-            moved(history.obs, obs),
+            moved(history.obs, present.obs),
             moved(action, 0.0),
             moved(rewards, 0.0),
-            moved(history.return_to_go, return_to_go),
-            moved(history.timestep, timestep),
+            moved(history.return_to_go, present.return_to_go),
+            moved(history.timestep, present.timestep),
             length - full.long() + 1,
         )

@@ -253,5 +253,7 @@ class Agent(nn.Module):
         steps = self.window if window is None else window
         if steps < 1:
             raise ConfigError(f"policy: window must be at least 1, got {steps}.")
+        if mode != "window" and window is not None:
+            raise ConfigError(f"policy: window goes with mode window, got {window} and mode {mode}. Leave it out.")
         agent = self.eval()
         return (acting.RecurrentStep(agent) if mode == "recurrent" else acting.WindowStep(agent, steps)).eval()

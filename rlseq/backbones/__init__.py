@@ -73,6 +73,12 @@ def load(name: str) -> ModuleType:
             f"load: a backbone plug-in must define Config and build, got {name!r} without {' and '.join(missing)}. "
             "rlseq/backbones/hawk.py is an example."
         )
+    options = dataclasses.fields(module.Config) if dataclasses.is_dataclass(module.Config) else ()
+    if not {"width", "depth"} <= {option.name for option in options}:
+        raise ConfigError(
+            "load: Config of a backbone plug-in must be a frozen dataclass with width and depth, "
+            f"got another in {name!r}. rlseq/backbones/hawk.py is an example."
+        )
     return module
 
 
@@ -93,10 +99,16 @@ def configure(name: str, **options: Any) -> Any:
     for option in options:
         if option not in known:
             raise UnknownNameError(f"option of backbone {name}", option, known)
-    try:
-        return config(**options)
-    except TypeError as error:
-        raise ConfigError(f"configure: every option of {name} must have a default or a value, got {error}.") from error
+    needed = [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.init and field.default is field.default_factory is dataclasses.MISSING and field.name not in options
+    ]
+    if needed:
+        raise ConfigError(
+            f"configure: every option of {name} must have a default or a value, got no {', '.join(needed)}. Give one."
+        )
+    return config(**options)
 
 
 def build(name: str, *, width: int, depth: int, **options: Any) -> nn.Module:

@@ -9,6 +9,7 @@ Source: Feng et al. 2024, "Attention as an RNN", arXiv 2405.13956, sections 3.2 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +24,14 @@ from rlseq.kernels import SoftmaxState, softmax_scan
 class AarenConfig(MixerConfig):
     """Options of an Aaren mixer."""
 
+    kind: ClassVar[str] = "aaren"
+
     heads: int = 4
     """Attention heads; they divide the width. Each has one score for every token."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("aaren", heads=self.heads)
+        check_positive(self.where, heads=self.heads)
 
     def mixer(self, width: int, dropout: float, output_std_scale: float) -> AarenMixer:
         """See ``MixerConfig.mixer``; attention weights are never formed, so none is dropped."""
@@ -51,7 +54,7 @@ class AarenMixer(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         if width % heads:
-            raise ConfigError(f"AarenMixer: width must be a multiple of heads, got {width} and {heads}. Change one.")
+            raise ConfigError(f"aaren: width must be a multiple of heads, got {width} and {heads}. Change one.")
         self.heads = heads
         self.query = nn.Parameter(torch.empty(width).normal_(std=0.02))
         self.to_query = nn.Linear(width, width)

@@ -8,12 +8,13 @@ Sources: multi-query heads, Shazeer 2019, arXiv 1911.02150; rotary positions, Su
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlseq.backbones._protocol import check_positive
+from rlseq.backbones._protocol import check_fraction, check_positive
 from rlseq.backbones._rope import rotate
 from rlseq.backbones._stack import WindowConfig, fan_in_linear
 from rlseq.errors import ConfigError
@@ -24,6 +25,8 @@ from rlseq.kernels import AttentionState, ChunkState, local_attention, positions
 class AttentionConfig(WindowConfig):
     """Options of softmax attention."""
 
+    kind: ClassVar[str] = "attention"
+
     heads: int = 4
     """Query heads; they divide the width."""
     key_heads: int | None = None
@@ -33,11 +36,10 @@ class AttentionConfig(WindowConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("attention", heads=self.heads)
+        check_positive(self.where, heads=self.heads)
         if self.key_heads is not None:
-            check_positive("attention", key_heads=self.key_heads)
-        if not 0.0 <= self.rope <= 1.0:
-            raise ConfigError(f"attention: rope must be in [0, 1], got {self.rope}. 0 turns it off.")
+            check_positive(self.where, key_heads=self.key_heads)
+        check_fraction(self.where, whole=True, rope=self.rope)
 
     def mixer(self, width: int, dropout: float, output_std_scale: float) -> AttentionMixer:
         """See ``MixerConfig.mixer``."""
@@ -81,11 +83,9 @@ class AttentionMixer(nn.Module):
     ) -> None:
         super().__init__()
         self.key_heads = heads if key_heads is None else key_heads
-        if width % heads or heads % self.key_heads:
-            raise ConfigError(
-                "AttentionMixer: width must be a multiple of heads, and heads of key_heads, "
-                f"got {width}, {heads} and {self.key_heads}. Change one."
-            )
+        for name, many, of, few in (("width", width, "heads", heads), ("heads", heads, "key_heads", self.key_heads)):
+            if many % few:
+                raise ConfigError(f"attention: {name} must be a multiple of {of}, got {many} and {few}. Change one.")
         self.heads = heads
         self.size = width // heads
         self.rotated = 2 * int(rope * self.size / 2)

@@ -41,13 +41,14 @@ class GatedStackConfig(StackConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("backbone", ("layer", "scale"), norm=self.norm)
+        check_choice(self.where, ("layer", "scale"), norm=self.norm)
 
 
 @dataclass(frozen=True)
 class GauConfig(WindowConfig):
     """Options of a GAU layer."""
 
+    kind: ClassVar[str] = "gau"
     has_mlp: ClassVar[bool] = False
 
     def mixer(self, width: int, dropout: float, output_std_scale: float) -> GauMixer:
@@ -59,6 +60,7 @@ class GauConfig(WindowConfig):
 class FlashConfig(MixerConfig):
     """Options of a FLASH layer."""
 
+    kind: ClassVar[str] = "flash"
     has_mlp: ClassVar[bool] = False
 
     chunk: int = 64
@@ -66,7 +68,7 @@ class FlashConfig(MixerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("flash", chunk=self.chunk)
+        check_positive(self.where, chunk=self.chunk)
 
     def mixer(self, width: int, dropout: float, output_std_scale: float) -> FlashMixer:
         """See ``MixerConfig.mixer``; relu^2 weights are not dropped."""

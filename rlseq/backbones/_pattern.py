@@ -40,8 +40,8 @@ class LayersConfig(StackConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("backbone", NORMS, norm=self.norm)
-        check_choice("backbone", MLPS, mlp=self.mlp)
+        check_choice(self.where, NORMS, norm=self.norm)
+        check_choice(self.where, MLPS, mlp=self.mlp)
 
 
 def stack(config: StackConfig, pattern: Sequence[MixerConfig], norm: str = "rms", mlp: str = "gated") -> Stack:

@@ -99,14 +99,17 @@ def check_positive(where: str, **values: object) -> None:
     """Raise ConfigError for the first value that is not a whole number >= 1."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{where}: {name} must be a whole number >= 1, got {value!r}. Choose a larger one.")
+            raise ConfigError(f"{where}: {name} must be a whole number >= 1, got {value!r}. Give one.")
 
 
-def check_fraction(where: str, **values: object) -> None:
-    """Raise ConfigError for the first value outside [0, 1)."""
+def check_fraction(where: str, *, whole: bool = False, **values: object) -> None:
+    """Raise ConfigError for the first value outside [0, 1), or outside [0, 1] where the whole is a choice too."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-            raise ConfigError(f"{where}: {name} must be in [0, 1), got {value!r}. 0 turns it off.")
+        fits = not isinstance(value, bool) and isinstance(value, int | float) and 0 <= value <= 1
+        if not fits or (value == 1 and not whole):
+            raise ConfigError(
+                f"{where}: {name} must be in [0, 1{']' if whole else ')'}, got {value!r}. 0 turns it off."
+            )
 
 
 def check_bool(where: str, **values: object) -> None:
@@ -116,10 +119,10 @@ def check_bool(where: str, **values: object) -> None:
             raise ConfigError(f"{where}: {name} must be True or False, got {value!r}. Give one of them.")
 
 
-def check_choice(where: str, choices: Iterable[str], **values: str) -> None:
+def check_choice(where: str, choices: Iterable[str], **values: object) -> None:
     """Raise ConfigError for the first value that is not one of the choices."""
     for name, value in values.items():
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise ConfigError(
                 f"{where}: {name} must be one of {', '.join(choices)}, got {value!r}. Choose one of them."
             )

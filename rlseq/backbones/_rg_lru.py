@@ -8,7 +8,7 @@ Source: De et al. 2024, arXiv 2402.19427, figure 2c and section 2.3; RG-LRU is i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ DecayInit: TypeAlias = Literal["paper", "released", "hold"]
 class RecurrentConfig(MixerConfig):
     """Options of a recurrent block."""
 
+    kind: ClassVar[str] = "rec"
+
     heads: int = 4
     """Diagonal blocks of the gates' matrices."""
     decay_init: DecayInit = "paper"
@@ -38,8 +40,8 @@ class RecurrentConfig(MixerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("rec", heads=self.heads)
-        check_choice("rec", get_args(DecayInit), decay_init=self.decay_init)
+        check_positive(self.where, heads=self.heads)
+        check_choice(self.where, get_args(DecayInit), decay_init=self.decay_init)
 
     def mixer(self, width: int, dropout: float, output_std_scale: float) -> RecurrentMixer:
         """See ``MixerConfig.mixer``; the block has no dropout inside."""

@@ -19,6 +19,15 @@ from rlseq.kernels import geglu, rms_norm
 class Checked:
     """Base of all options: ``__post_init__`` may call its parent's, whichever it is."""
 
+    kind: ClassVar[str] = "backbone"
+    """What errors call these options where they are no backbone's own."""
+
+    @property
+    def where(self) -> str:
+        """What errors call these options: the module of a backbone's Config, else the kind."""
+        own = type(self)
+        return own.__module__.rpartition(".")[2] if own.__name__ == "Config" else self.kind
+
     def __post_init__(self) -> None:
         """Checks the ranges."""
 
@@ -38,11 +47,11 @@ class StackConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("backbone", width=self.width)
+        check_positive(self.where, width=self.width)
         if self.depth is not None:
-            check_positive("backbone", depth=self.depth)
-        check_fraction("backbone", dropout=self.dropout)
-        check_bool("backbone", gradient_checkpointing=self.gradient_checkpointing)
+            check_positive(self.where, depth=self.depth)
+        check_fraction(self.where, dropout=self.dropout)
+        check_bool(self.where, gradient_checkpointing=self.gradient_checkpointing)
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class WindowConfig(MixerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.window is not None:
-            check_positive("backbone", window=self.window)
+            check_positive(self.where, window=self.window)
 
     def for_tokens(self, tokens: int) -> Self:
         """With a window of ``tokens`` where there is none yet."""
@@ -91,7 +100,8 @@ class WindowConfig(MixerConfig):
         """
         if self.window is None:
             raise ConfigError(
-                "backbone: window must be a number of tokens, got None. Give window=..., such as 3 tokens x K steps."
+                f"{self.where}: window must be a number of tokens, got None. "
+                "Give window=..., such as 3 tokens x K steps."
             )
         return self.window
 
@@ -130,6 +140,7 @@ class TwoLayerMLP(nn.Module):
 
     def __init__(self, width: int, expansion: int = 4) -> None:
         super().__init__()
+        check_positive("TwoLayerMLP", width=width, expansion=expansion)
         self.up = nn.Linear(width, expansion * width)
         self.down = nn.Linear(expansion * width, width)
 
@@ -149,6 +160,7 @@ class GatedMLP(nn.Module):
 
     def __init__(self, width: int, expansion: int = 3, output_std_scale: float = 1.0) -> None:
         super().__init__()
+        check_positive("GatedMLP", width=width, expansion=expansion)
         hidden = expansion * width
         self.up = fan_in_linear(width, 2 * hidden)
         self.down = fan_in_linear(hidden, width, output_std_scale)

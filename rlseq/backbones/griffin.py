@@ -39,7 +39,7 @@ class Config(RecurrentConfig, StackConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive("griffin", window=self.window)
+        check_positive(self.where, window=self.window)
 
 
 def build(config: Config) -> nn.Module:

@@ -57,6 +57,10 @@ class Config(LayersConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.pattern, list | tuple):
+            raise ConfigError(
+                f"hybrid: pattern must be a list of kinds of layers, got {self.pattern!r}. Give one, such as ['rec']."
+            )
         # JSON has lists and dictionaries for tuples and records
         object.__setattr__(self, "pattern", tuple(self.pattern))
         if not self.pattern:
@@ -65,7 +69,7 @@ class Config(LayersConfig):
             )
         for kind in self.pattern:
             if kind not in get_args(Kind):
-                raise UnknownNameError("kind of layer", kind, get_args(Kind))
+                raise UnknownNameError("kind of layer", str(kind), get_args(Kind))
         for option in fields(self):
             if option.name in get_args(Kind):
                 default = cast(Callable[[], MixerConfig], option.default_factory)()
@@ -100,7 +104,10 @@ def _options(kind: str, given: object, default: MixerConfig) -> MixerConfig:
     for name in given:
         if name not in known:
             raise UnknownNameError(f"option of hybrid.{kind}", name, known)
-    return replace(default, **given)
+    try:
+        return replace(default, **given)
+    except ConfigError as error:
+        raise ConfigError(f"hybrid.{kind}: {str(error).partition(': ')[2]}") from error
 
 
 def build(config: Config) -> nn.Module:

@@ -24,7 +24,7 @@ from torch import nn
 
 from rlseq.backbones._attention import AttentionConfig
 from rlseq.backbones._pattern import stack
-from rlseq.backbones._protocol import check_choice
+from rlseq.backbones._protocol import check_choice, check_positive
 from rlseq.backbones._stack import StackConfig, WindowConfig
 
 Preset = Literal["decision-transformer", "modern"]
@@ -45,8 +45,10 @@ class Config(WindowConfig, StackConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("transformer", get_args(Preset), preset=self.preset)
-        self.attention()
+        check_choice(self.where, get_args(Preset), preset=self.preset)
+        check_positive(self.where, heads=self.heads)
+        if self.key_heads is not None:
+            check_positive(self.where, key_heads=self.key_heads)
 
     def attention(self) -> AttentionConfig:
         """The options of every layer's attention."""

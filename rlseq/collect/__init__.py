@@ -14,11 +14,22 @@ import numpy as np
 from gymnasium import spaces
 
 from rlseq import envs
-from rlseq.collect._policies import FORMS, Begin, Env, Factory, failed, is_run, policy_of, random_policy, sampled_space
-from rlseq.data.minari_recorder import Episode, MinariRecorder, check_out
-from rlseq.errors import ConfigError, RlseqError, ShapeError
+from rlseq.collect._policies import (
+    FORMS,
+    Begin,
+    Env,
+    Factory,
+    is_run,
+    policy_of,
+    random_policy,
+    sampled_space,
+    told_in_one_line,
+)
+from rlseq.data.minari_recorder import MinariRecorder, check_out
+from rlseq.errors import ConfigError, ShapeError
 from rlseq.progress import ProgressBar
 from rlseq.provenance import provenance
+from rlseq.types import Episode
 
 __all__ = ["FORMS", "Collected", "collect"]
 
@@ -141,8 +152,8 @@ def collect(
                 for number in range(episodes):
                     episode = _play(env, player, seed + number)
                     recorder.add(episode)
-                    returns.append(episode.total)
-                    steps += len(episode)
+                    returns.append(_total(episode))
+                    steps += len(episode.reward)
                     bar.update(number + 1, f"{steps:,} steps, return {np.mean(returns):.1f}")
             if no_scores is None and high is None:
                 high = float(np.mean(returns))
@@ -222,9 +233,14 @@ def _mean_return(env: Env, player: _Player, seeds: range, progress: bool) -> flo
     returns: list[float] = []
     with ProgressBar(f"reference: {player.name}", len(seeds), quiet=not progress) as bar:
         for seed in seeds:
-            returns.append(_play(env, player, seed).total)
+            returns.append(_total(_play(env, player, seed)))
             bar.update(len(returns), f"return {np.mean(returns):.1f}")
     return float(np.mean(returns))
+
+
+def _total(episode: Episode) -> float:
+    """Undiscounted return."""
+    return float(np.sum(episode.reward, dtype=np.float64))
 
 
 def _play(env: Env, player: _Player, seed: int) -> Episode:
@@ -232,34 +248,25 @@ def _play(env: Env, player: _Player, seed: int) -> Episode:
     act = player.begin(env, seed)
     rng = np.random.default_rng([seed, 2])
     noise_space = sampled_space(env, seed, stream=3) if player.noise else None
-    episode = Episode(seed)
     who = f"environment {getattr(env.spec, 'id', env)}"
-    try:
+    with told_in_one_line(who):
         obs, _ = env.reset(seed=seed)
-    except Exception as error:
-        raise failed(who, error) from error
-    episode.observations.append(copy.deepcopy(obs))
-    reward, executed = 0.0, None
-    while not (episode.terminated or episode.truncated):
-        try:
+    seen, actions, rewards = [copy.deepcopy(obs)], list[Any](), list[float]()
+    reward, executed, terminated, truncated = 0.0, None, False, False
+    while not (terminated or truncated):
+        step = len(actions)
+        with told_in_one_line(f"policy {player.name!r}"):
             action = act(obs, reward, executed)
-        except RlseqError:
-            raise
-        except Exception as error:
-            raise failed(f"policy {player.name!r}", error) from error
         if noise_space is not None and rng.random() < player.noise:
             action = noise_space.sample()
-        executed = _checked(action, env.action_space, player.name, len(episode))
-        episode.actions.append(executed)
-        try:
+        executed = _checked(action, env.action_space, player.name, step)
+        actions.append(executed)
+        with told_in_one_line(f"{who}, step {step} of the episode with seed {seed},"):
             obs, given, terminated, truncated, _ = env.step(copy.deepcopy(executed))
             reward = float(given)
-        except Exception as error:
-            raise failed(f"{who}, step {len(episode)} of the episode with seed {seed},", error) from error
-        episode.observations.append(copy.deepcopy(obs))
-        episode.rewards.append(reward)
-        episode.terminated, episode.truncated = bool(terminated), bool(truncated)
-    return episode
+        seen.append(copy.deepcopy(obs))
+        rewards.append(reward)
+    return Episode(seen, actions, rewards, bool(terminated), bool(truncated), seed)
 
 
 def _checked(action: Any, space: spaces.Space[Any], name: str, step: int) -> Any:

@@ -7,7 +7,8 @@ import importlib
 import json
 import traceback
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,24 +86,26 @@ def is_run(name: str | Factory | None) -> bool:
     return isinstance(name, str) and Path(name).expanduser().is_dir() and name != "random"
 
 
-def failed(who: str, error: Exception) -> ConfigError:
-    """What other people's code raised, as one line with the place."""
-    told = " ".join(str(error).split())
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return ConfigError(
-        f"collect: {who} must work, got {type(error).__name__}{': ' if told else ''}{told} "
-        f"({place.filename}, line {place.lineno}). Mend it."
-    )
+@contextmanager
+def told_in_one_line(who: str) -> Iterator[None]:
+    """Whatever other people's code raises in the block becomes one line with the place; our own errors pass."""
+    try:
+        yield
+    except RlseqError:
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split())
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"collect: {who} must work, got {type(error).__name__}{': ' if told else ''}{told} "
+            f"({place.filename}, line {place.lineno}). Mend it."
+        ) from error
 
 
 def _from_factory(who: str, function: Factory) -> Begin:
     def begin(env: Env, seed: int) -> Act:
-        try:
+        with told_in_one_line(who):
             act = function(env, seed)
-        except RlseqError:
-            raise
-        except Exception as error:
-            raise failed(who, error) from error
         if not callable(act):
             raise ConfigError(
                 f"collect: {who} must return a function of an observation when it is called with (env, seed), got "
@@ -115,14 +118,13 @@ def _from_factory(who: str, function: Factory) -> Begin:
 
 def _imported(name: str) -> Factory:
     module_name, _, function_name = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError, TypeError) as error:  # ValueError: an empty name; TypeError: a relative one
-        raise ConfigError(
-            f"collect: policy must be {FORMS}, got {name!r} with {error}. Is the module's folder on PYTHONPATH?"
-        ) from error
-    except Exception as error:
-        raise failed(f"policy {name!r}", error) from error
+    with told_in_one_line(f"policy {name!r}"):
+        try:
+            module = importlib.import_module(module_name)
+        except (ImportError, ValueError, TypeError) as error:  # ValueError: an empty name; TypeError: a relative one
+            raise ConfigError(
+                f"collect: policy must be {FORMS}, got {name!r} with {error}. Is the module's folder on PYTHONPATH?"
+            ) from error
     function = getattr(module, function_name, None) if function_name else None
     if not callable(function):
         raise ConfigError(f"collect: policy {name!r} must name a function of its module, got none. Name one.")
@@ -181,12 +183,10 @@ def _from_sb3(name: str, path: Path, env: Env) -> Begin:
         raise ConfigError(f"collect: policy {name!r} must be of a known algorithm, got another. {model_advice}")
     # Else the model allocates its replay buffer, a million steps by default.
     buffer: dict[str, Any] = {"buffer_size": 1, "replay_buffer_class": None, "replay_buffer_kwargs": {}}
-    try:
+    with told_in_one_line(f"policy {name!r} as a model of {found[0]}"):
         model = getattr(stable_baselines3, found[0]).load(
             path, device="cpu", **(buffer if "buffer_size" in saved else {})
         )
-    except Exception as error:
-        raise failed(f"policy {name!r} as a model of {found[0]}", error) from error
     for what in ("observation_space", "action_space"):
         ours, theirs = getattr(env, what), getattr(model, what)
         if ours != theirs:

@@ -180,15 +180,21 @@ def state_keeps_its_form(subject: Subject) -> None:
 
 @_law
 def every_parameter_learns(subject: Subject) -> None:
-    """Every parameter gets a finite gradient, in forward and in steps."""
-    for case in cases(subject, torch.float32):
-        for run in (_forward, _steps):
+    """Every parameter gets a finite gradient, in forward and in steps, and one that is not all zeros in some case."""
+    for run in (_forward, _steps):
+        idle: set[str] | None = None
+        for case in cases(subject, torch.float32):
             case.model.zero_grad()
             features, _ = run(case.model, case.x, case.model.init_state(len(case.x)), case.reset)
             (features * torch.randn(features.shape, generator=case.generator)).sum().backward()
+            zeros = set()
             for name, parameter in case.model.named_parameters():
                 good = parameter.grad is not None and parameter.grad.isfinite().all()
                 _demand(good, "a finite gradient", f"{parameter.grad} for {name} ({case.name}, {run.__name__[1:]})")
+                if not parameter.grad.any():
+                    zeros.add(name)
+            idle = zeros if idle is None else idle & zeros
+        _demand(not idle, "gradients that are not zero", f"zeros alone for {sorted(idle or ())} ({run.__name__[1:]})")
 
 
 @_law

@@ -11,7 +11,7 @@ import torch
 
 from rlseq.backbones import parameter_count, state_bytes
 from rlseq.conformance import check, subject
-from rlseq.errors import RlseqError
+from rlseq.errors import RlseqError, UnknownNameError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         options = {name: json.loads(value) for name, _, value in (text.partition("=") for text in given.option)}
+        if given.compiler not in (known := torch.compiler.list_backends(exclude_tags=None)):
+            raise UnknownNameError("backend of torch.compile", given.compiler, known)
         tested = subject(given.backbone, cases=given.cases, steps=given.steps, compiler=given.compiler, **options)
     except json.JSONDecodeError as error:
         parser.error(f"--option must be NAME=JSON, such as window=7, got {error.doc!r} as JSON.")

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlseq import backbones
+from rlseq.backbones._protocol import check_positive
+from rlseq.errors import ConfigError
 
 SMALL = {"width": 16, "depth": 3, "heads": 2, "window": 5, "chunk": 4}
 """Options of the models under test, where a Config or a record in it has them: windows that the cases run past."""
@@ -32,6 +34,10 @@ class Subject:
     """Steps over which the state must not grow."""
     compiler: str = "inductor"
     """Backend of torch.compile; inductor needs a C++ compiler on the machine, aot_eager does not."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        check_positive("conformance", cases=self.cases, steps=self.steps)
 
     def model(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Any:
         """A model in evaluation mode; noise on every parameter, so that a bias that starts at 0 counts too."""
@@ -60,11 +66,15 @@ def subject(name: str, *, cases: int = 12, steps: int = 10_000, compiler: str = 
     """The Subject of a backbone's name (or dotted module), small, with the options given.
 
     Raises:
-        UnknownNameError, ConfigError: as ``rlseq.backbones.build``.
+        UnknownNameError, ConfigError: as ``rlseq.backbones.build``; or build gives no module.
     """
-    config = backbones.configure(name, **_small(backbones.configure(name)) | options)
+    config = backbones.configure(name, **_small(backbones.configure(name, **options)) | options)
     config = backbones.for_tokens(config, SMALL["window"])
-    backbones.load(name).build(config)
+    model = backbones.load(name).build(config)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"subject: build of {name} must return an nn.Module, got {type(model).__name__}. Return the model from it."
+        )
     return Subject(lambda: backbones.load(name).build(config), config.width, config, cases, steps, compiler)
 
 

@@ -9,8 +9,7 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -19,43 +18,14 @@ import numpy as np
 
 from rlseq.data.minari_source import MADE_BY, datasets_root, flat_rows, read
 from rlseq.errors import ConfigError, DataError
-from rlseq.types import DatasetInfo
+from rlseq.types import DatasetInfo, Episode
 
 if TYPE_CHECKING:
     import gymnasium
     from gymnasium import Space
+    from gymnasium.envs.registration import EnvSpec
 
 _STEPS_IN_MEMORY = 10_000
-
-
-@dataclass
-class Episode:
-    """T steps of one environment as they come: T + 1 observations, T of everything else.
-
-    Attributes:
-        seed: what the environment was reset with.
-        observations: as the environment gives them, nested or not.
-        actions: elements of the action space.
-        rewards: raw.
-        terminated: the last step ended in a terminal state.
-        truncated: the last step was cut.
-    """
-
-    seed: int
-    observations: list[Any] = field(default_factory=list)
-    actions: list[Any] = field(default_factory=list)
-    rewards: list[float] = field(default_factory=list)
-    terminated: bool = False
-    truncated: bool = False
-
-    @property
-    def total(self) -> float:
-        """Undiscounted return."""
-        return float(np.sum(self.rewards, dtype=np.float64))
-
-    def __len__(self) -> int:
-        """T."""
-        return len(self.rewards)
 
 
 def check_out(out: str, *, overwrite: bool = False) -> str:
@@ -158,16 +128,22 @@ class MinariRecorder:
         """Takes one whole episode.
 
         Raises:
-            DataError: observations outside their space's form, NaN or infinity; one line naming the episode.
+            DataError: lengths that do not fit each other, observations outside their space's form, NaN or infinity; one
+                line naming the episode.
         """
         from minari.data_collector import EpisodeBuffer
 
         where = f"collect: episode {self._count} (seed {episode.seed})"
-        steps = len(episode)
-        observations = _stacked(f"{where}: observations", self._env.observation_space, episode.observations)
+        steps = len(episode.reward)
+        if steps < 1 or len(episode.action) != steps or len(episode.obs) != steps + 1:
+            raise DataError(
+                f"{where} must have T >= 1 rewards, T actions and T + 1 observations, got {steps}, "
+                f"{len(episode.action)} and {len(episode.obs)}. Mend the env."
+            )
+        observations = _stacked(f"{where}: observations", self._env.observation_space, episode.obs)
         for name, numbers in (
             ("observations", flat_rows(self._env.observation_space, observations)),
-            ("rewards", np.asarray(episode.rewards)),
+            ("rewards", np.asarray(episode.reward)),
         ):
             if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
                 step = int(np.argwhere(~np.isfinite(numbers))[0][0])
@@ -176,8 +152,8 @@ class MinariRecorder:
             EpisodeBuffer(
                 seed=episode.seed,
                 observations=observations,
-                actions=_stacked(f"{where}: actions", self._env.action_space, episode.actions),
-                rewards=episode.rewards,
+                actions=_stacked(f"{where}: actions", self._env.action_space, episode.action),
+                rewards=episode.reward,
                 terminations=[False] * (steps - 1) + [episode.terminated],
                 truncations=[False] * (steps - 1) + [episode.truncated],
                 infos={},
@@ -192,11 +168,16 @@ class MinariRecorder:
 
         Args:
             metadata: JSON values for metadata.json, Minari's keys or others; an author is a set.
+
+        Raises:
+            DataError: no episode was added.
         """
         import minari
         from minari.namespace import create_namespace, list_local_namespaces
 
         assert self._work is not None
+        if self._count == 0:
+            raise DataError("collect: a dataset must have an episode, got none. Record one.")
         self._write()
         self._storage.update_episode_metadata(self._storage.apply(minari.EpisodeMetadataCallback()))
         self._storage.update_metadata({"dataset_id": self._id, "minari_version": minari.__version__, **metadata})
@@ -238,6 +219,58 @@ class MinariRecorder:
         self._work, self._new_folders = None, []
 
 
+def write(
+    out: str,
+    episodes: Iterable[Episode],
+    env_spec: EnvSpec,
+    *,
+    algorithm_name: str,
+    description: str,
+    ref_min_score: float | None = None,
+    ref_max_score: float | None = None,
+    requirements: Sequence[str] = (),
+) -> Path:
+    """Writes `episodes`, one at a time, as a Minari dataset, whole or not at all.
+
+    Args:
+        out: ``minari:ID``, not taken yet.
+        episodes: at least one; actions and observations as the environment's spaces have them.
+        env_spec: what Gymnasium makes the environment from, its kwargs included: JSON values only. It is stored as the
+            recording's and as the evaluation's environment, and its spaces are the dataset's.
+        algorithm_name: who acted.
+        description: of the dataset, in a sentence.
+        ref_min_score: return that counts as normalized score 0.
+        ref_max_score: return that counts as normalized score 1.
+        requirements: packages that making the environment needs, as pip takes them.
+
+    Returns:
+        The dataset's folder.
+
+    Raises:
+        ConfigError: see `check_out`, or only one of the scores is given.
+        DataError: no episode, or see `MinariRecorder.add`.
+    """
+    import gymnasium
+
+    check_out(out)
+    scores = {"ref_min_score": ref_min_score, "ref_max_score": ref_max_score}
+    if (ref_min_score is None) != (ref_max_score is None):
+        raise ConfigError(f"collect: reference scores must be two or none, got {ref_min_score} and {ref_max_score}.")
+    env = gymnasium.make(env_spec)
+    env.close()
+    metadata: dict[str, Any] = {
+        "algorithm_name": algorithm_name,
+        "description": description,
+        "eval_env_spec": env_spec.to_json(),
+        **({} if ref_min_score is None else scores),
+        **({"requirements": list(requirements)} if requirements else {}),
+    }
+    with MinariRecorder(out, env, env_spec.id, env_spec.kwargs) as recorder:
+        for episode in episodes:
+            recorder.add(episode)
+        return recorder.finish(metadata)
+
+
 def _is_dataset(folder: Path) -> bool:
     return (folder / "data" / "metadata.json").is_file()
 
@@ -260,7 +293,7 @@ def _json_spec(env: gymnasium.Env[Any, Any]) -> Any:
     return spec
 
 
-def _stacked(where: str, space: Space[Any], values: Sequence[Any]) -> Any:
+def _stacked(where: str, space: Space[Any], values: Sequence[Any] | np.ndarray) -> Any:
     """Elements of a (nested) space as arrays with a row each, in the space's dtypes."""
     from gymnasium.vector.utils import concatenate, create_empty_array
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import numba
 import numpy as np
-import torch
 from llvmlite import ir
 from numba.core import cgutils
 from numba.core.compiler import Compiler
@@ -173,14 +172,16 @@ def join(high, low, state):  # type: ignore[no-untyped-def]
         state[d] = np.float64(high[d]) + np.float64(low[d])
 
 
-_NONE = torch.zeros(0, dtype=torch.bool)
+_NONE = np.zeros(0, np.bool_)
 
 
-def no_tensor(reset: Tensor | None) -> Tensor:
-    """reset, or an empty tensor for None, so that a kernel is compiled once for both."""
-    return _NONE if reset is None else reset
+def flat(*tensors: Tensor | None) -> list[np.ndarray]:
+    """One-dimensional NumPy views of contiguous CPU tensors.
+
+    For None, an empty array of flags, so that a kernel is compiled once for resets and none.
+    """
+    return [_NONE if tensor is None else _view(tensor) for tensor in tensors]
 
 
-def flat(*tensors: Tensor) -> list[np.ndarray]:
-    """One-dimensional NumPy views of contiguous CPU tensors."""
-    return [(tensor.detach() if tensor.requires_grad else tensor).numpy().reshape(-1) for tensor in tensors]
+def _view(tensor: Tensor) -> np.ndarray:
+    return (tensor.detach() if tensor.requires_grad else tensor).numpy().reshape(-1)

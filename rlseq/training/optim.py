@@ -23,7 +23,9 @@ class OptimConfig:
     """Highest learning rate, reached after the warm-up."""
 
     weight_decay: float = 1e-4
-    """Decoupled weight decay on matrices; vectors (biases, norms, decays of a recurrence) have none."""
+    """Decoupled weight decay on every parameter of two or more axes: matrices and embedding tables, and with them the
+    gamma and beta of gau and flash, the taps of a convolution and the gates' biases of a recurrent block. Parameters of
+    fewer (other biases, norms, the decays of a recurrence, Aaren's query) have none."""
 
     warmup: int = 100
     """Updates of linear warm-up."""

@@ -1,17 +1,240 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-HERE = Path(__file__).parent
+import rlseq
+from rlseq.agents import Agent, Policy
+from rlseq.errors import ConfigError, RunError, ShapeError, UnknownNameError
+from tests.toys import OBS_SIZE, toy_agent, toy_store
+
+ROWS, STEPS = 5, 40
+SAME = 1e-5
+EXAMPLE = Path(__file__).parents[2] / "examples" / "act_from_onnx.py"
+ONNX = [
+    ("hawk-joint-previous", "recurrent"),
+    ("hawk-interleaved", "recurrent"),
+    ("hawk-joint", "window"),
+    ("griffin-joint", "recurrent"),
+    ("aaren-joint", "recurrent"),
+    ("flash-joint", "recurrent"),
+    ("gau-joint", "recurrent"),
+    ("transformer-interleaved", "recurrent"),
+    ("transformer-joint", "window"),
+    ("cloning", "recurrent"),
+    ("hawk-discrete", "recurrent"),
+]
+COMPILED = [("hawk-joint", "recurrent"), ("transformer-joint", "window"), ("hawk-discrete", "recurrent")]
 
 
-@pytest.mark.timeout(900)
-def test_every_engine_acts_as_pytorch_does() -> None:
-    # In a process of its own: under pytest, torch's exporter leaves a state behind in which later exports fail.
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "engines_in_a_process.py")]
-    done = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+@cache
+def agent_of(kind: str) -> Agent:
+    torch.manual_seed(0)
+    discrete = kind.endswith("-discrete")
+    store = toy_store(discrete=discrete)
+    return toy_agent(kind.replace("-discrete", "-joint"), store, window=4, depth=1)
+
+
+def scenario(steps: int = STEPS, rows: int = ROWS) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Observations, rewards and episode starts at random times, none later than 20 steps after the last."""
+    rng, since = np.random.default_rng(3), np.zeros(rows, int)
+    found = []
+    for step in range(steps):
+        start = (rng.random(rows) < 0.1) | (since > 20) | (step == 0)
+        since = np.where(start, 0, since + 1)
+        found.append((rng.normal(size=(rows, OBS_SIZE)), rng.normal(size=rows), start))
+    return found
+
+
+def played(policy: Policy, steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
+    return np.stack([policy.act(*step) for step in steps])
+
+
+@cache
+def onnx_policy(kind: str, mode: str) -> Policy:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    return agent_of(kind).policy(ROWS, mode=mode, engine="onnx")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    path = tmp_path_factory.mktemp("onnx") / "policy.onnx"
+    assert agent_of("hawk-joint").export(path, facts={"note": "mine"}) < SAME
+    return path
+
+
+@pytest.mark.parametrize(("kind", "mode"), ONNX)
+def test_an_onnx_graph_acts_as_pytorch_does(kind: str, mode: str) -> None:
+    policy = onnx_policy(kind, mode)
+    policy.state = policy.initial_state()
+    expected = agent_of(kind).policy(ROWS, mode=mode)
+    np.testing.assert_allclose(played(policy, scenario()), played(expected, scenario()), atol=SAME)
+    mine, theirs = policy.state_dict(), expected.state_dict()
+    assert list(mine) == list(theirs)
+    for name, array in mine.items():
+        assert array.dtype == theirs[name].dtype
+        np.testing.assert_allclose(array, theirs[name], atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(("kind", "mode"), COMPILED)
+def test_a_compiled_step_acts_as_pytorch_does(kind: str, mode: str) -> None:
+    agent = agent_of(kind)
+    compiled = played(agent.policy(ROWS, mode=mode, engine="compiled"), scenario())
+    np.testing.assert_allclose(compiled, played(agent.policy(ROWS, mode=mode), scenario()), atol=SAME)
+
+
+@pytest.mark.parametrize("first", ["eager", "onnx"])
+@pytest.mark.parametrize("second", ["eager", "onnx"])
+def test_another_policy_goes_on_from_a_state_dict_exactly(first: str, second: str) -> None:
+    agent, steps = agent_of("hawk-joint-previous"), scenario()
+
+    def fresh(engine: str) -> Policy:
+        if engine == "eager":
+            return agent.policy(ROWS, target_return=1.5)
+        policy = onnx_policy("hawk-joint-previous", "recurrent")
+        policy.target_return, policy.state = np.full(ROWS, 1.5), policy.initial_state()
+        return policy
+
+    whole = played(fresh(second), steps)
+    begun = fresh(first)
+    head = played(begun, steps[:17])
+    kept = begun.state_dict()
+    other = agent.policy(ROWS, target_return=-3.0) if second == "eager" else fresh("onnx")
+    other.load_state_dict(kept)
+    tail = played(other, steps[17:])
+    if first == second:
+        np.testing.assert_array_equal(np.concatenate([head, tail]), whole)
+    np.testing.assert_allclose(np.concatenate([head, tail]), whole, atol=SAME)
+
+
+def test_a_state_dict_that_does_not_fit_is_refused_and_changes_nothing() -> None:
+    policy = agent_of("hawk-joint").policy(2)
+    policy.act(np.ones((2, OBS_SIZE)))
+    state, good = policy.state, policy.state_dict()
+    for bad, message in (
+        (agent_of("hawk-joint").policy(3).state_dict(), "This policy has 2 rows"),
+        (agent_of("gau-joint").policy(2).state_dict(), "this agent and mode"),
+        ({**good, "timestep": good["timestep"].astype(float)}, "timestep must be"),
+    ):
+        with pytest.raises(ShapeError, match=message):
+            policy.load_state_dict(bad)
+    assert policy.state is state
+
+
+@pytest.mark.parametrize("engine", ["eager", "onnx"])
+def test_predict_is_pure_whatever_the_engine(engine: str) -> None:
+    kind = "hawk-joint-previous"
+    policy = agent_of(kind).policy(ROWS) if engine == "eager" else onnx_policy(kind, "recurrent")
+    policy.state = policy.initial_state()
+    steps = scenario()
+    played(policy, steps[:5])
+    before = policy.state_dict()
+    obs, reward, start = steps[5]
+    first, state = policy.predict(obs, policy.state, reward, start)
+    policy.predict(-obs, policy.state, reward, start)
+    again, _ = policy.predict(obs, policy.state, reward, start)
+    np.testing.assert_array_equal(first, again)
+    for name, array in policy.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    acted = policy.act(obs, reward, start)
+    np.testing.assert_array_equal(first, acted)
+    for array, other in zip(policy.engine.arrays(state), policy.engine.arrays(policy.state), strict=True):
+        np.testing.assert_array_equal(array, other)
+
+
+def test_a_file_acts_with_any_number_of_rows_and_keeps_its_facts(file: Path) -> None:
+    for rows in (1, 7):
+        policy = rlseq.load_policy(file, rows, target_return=2.0)
+        expected = agent_of("hawk-joint").policy(rows, target_return=2.0)
+        steps = scenario(rows=rows)
+        np.testing.assert_allclose(played(policy, steps), played(expected, steps), atol=SAME)
+        assert policy.state_bytes == expected.state_bytes
+        policy.reset([0])
+        expected.reset([0])
+        obs = np.ones((rows, OBS_SIZE))
+        np.testing.assert_allclose(policy.act(obs, np.ones(rows)), expected.act(obs, np.ones(rows)), atol=SAME)
+        assert policy.engine.facts["note"] == "mine"
+
+
+def test_the_example_acts_with_onnxruntime_and_numpy_alone(file: Path) -> None:
+    without = "import sys; sys.modules['torch'] = sys.modules['rlseq'] = None\n"
+    replay = (
+        "import json, runpy\n"
+        f"Actor = runpy.run_path({str(EXAMPLE)!r})['Actor']\n"
+        f"actor = Actor({str(file)!r})\n"
+        "steps = json.load(sys.stdin)\n"
+        "print(json.dumps([actor.act(o[0], r[0], s[0]).tolist() for o, r, s in steps]))\n"
+    )
+    steps = scenario(rows=1)
+    fed = json.dumps([[part.tolist() for part in step] for step in steps])
+    done = subprocess.run(
+        [sys.executable, "-c", without + replay], input=fed, capture_output=True, text=True, check=True
+    )
+    expected = played(agent_of("hawk-joint").policy(1), steps)[:, 0]
+    np.testing.assert_allclose(json.loads(done.stdout), expected, atol=SAME)
+    assert len(EXAMPLE.read_text(encoding="utf-8").splitlines()) <= 40
+
+
+def test_files_that_are_not_of_this_format_are_one_clear_error(file: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    model = onnx.load(file)
+    entry = next(entry for entry in model.metadata_props if entry.key == "rlseq")
+    entry.value = json.dumps({**json.loads(entry.value), "format": 99})
+    onnx.save(model, tmp_path / "newer.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    (tmp_path / "text.onnx").write_text("not a graph")
+    for name, message in (
+        ("newer", "must be of format 1, got 99"),
+        ("other", "without its metadata"),
+        ("text", "must be an ONNX file"),
+        ("absent", "must be a file"),
+    ):
+        with pytest.raises(RunError, match=message):
+            rlseq.load_policy(tmp_path / f"{name}.onnx")
+    with pytest.raises(ConfigError, match="num_envs must be at least 1"):
+        rlseq.load_policy(file, 0)
+
+
+def test_an_export_leaves_a_whole_file_or_none(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = file.read_bytes()
+    agent = agent_of("hawk-joint")
+    with pytest.raises(RunError, match="must not exist yet"):
+        agent.export(file)
+    with pytest.raises(RunError, match="a folder that exists"):
+        agent.export(tmp_path / "no" / "policy.onnx")
+    monkeypatch.setattr("rlseq.agents.engines.onnx.graph", lambda step, facts: before)
+    monkeypatch.setattr("rlseq.agents.engines.onnx.largest_difference", lambda step, model: float("nan"))
+    with pytest.raises(ConfigError, match="must act as PyTorch does"):
+        agent.export(tmp_path / "policy.onnx")
+    monkeypatch.setattr("rlseq.agents.engines.onnx.largest_difference", lambda step, model: 0.0)
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        agent.export(tmp_path / "policy.onnx")
+    assert not list(tmp_path.iterdir())
+    assert file.read_bytes() == before
+
+
+def test_an_unknown_engine_is_named_with_the_list() -> None:
+    with pytest.raises(UnknownNameError, match="compiled, eager, onnx"):
+        agent_of("hawk-joint").policy(1, engine="onxx")
+
+
+@pytest.mark.parametrize("mode", ["recurrent", "window"])
+def test_one_environment_needs_no_row_axis(mode: str) -> None:
+    agent = agent_of("hawk-joint")
+    lone, rows = agent.policy(1, mode=mode), agent.policy(1, mode=mode)
+    for obs, reward, start in scenario(10, rows=1):
+        action = lone.act(obs[0], float(reward[0]), bool(start[0]))
+        np.testing.assert_array_equal(action, rows.act(obs, reward, start)[0])
+    assert agent_of("hawk-discrete").policy(1).act(np.ones(OBS_SIZE)).shape == ()

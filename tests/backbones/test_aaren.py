@@ -96,3 +96,5 @@ def test_the_query_starts_small_and_the_option_outside_its_range_is_refused() ->
         aaren.build(aaren.Config(heads=3))
     with pytest.raises(ConfigError, match="width must be a multiple of heads, got 12 and 5"):
         AarenMixer(12, 5)
+    with pytest.raises(ConfigError, match=r"aaren: norm must be one of rms, layer, scale, got \[\]"):
+        aaren.Config(norm=[])  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from rlseq.backbones import hawk
 
 @dataclass(frozen=True)
 class Config:
+    must: int
     width: int = 16
     depth: int = 1
     broken: bool = False
@@ -95,6 +96,9 @@ def test_command_line_prints_a_line_a_law(monkeypatch: pytest.MonkeyPatch, capsy
         (["hawk", "--option", "head=1"], "Did you mean 'heads'?"),
         (["hawk", "--option", "heads"], "--option must be NAME=JSON"),
         (["hawk", "--option", "heads=0"], "heads must be a whole number >= 1, got 0"),
+        (["hawk", "--cases", "0"], "cases must be a whole number >= 1, got 0"),
+        (["hawk", "--steps", "0"], "steps must be a whole number >= 1, got 0"),
+        (["hawk", "--compiler", "induktor"], "Did you mean 'inductor'?"),
     ],
 )
 def test_command_line_says_what_is_wrong_and_exits_2(
@@ -106,15 +110,47 @@ def test_command_line_says_what_is_wrong_and_exits_2(
     assert message in capsys.readouterr().err
 
 
+def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> str:
+    """Writes a package of a name of its own; the dotted name of the module in it."""
+    package = tmp_path / f"outside_{tmp_path.name}"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "mine.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    return f"{package.name}.mine"
+
+
 def test_plug_in_from_outside_is_checked_and_its_exceptions_are_findings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "__init__.py").touch()
-    (tmp_path / "outside" / "mine.py").write_text(PLUG_IN)
-    monkeypatch.syspath_prepend(tmp_path)
+    name = plug_in(tmp_path, monkeypatch, PLUG_IN)
     quick = {name: conformance.LAWS[name] for name in ("no_output_sees_a_later_token", "forward_equals_steps")}
     monkeypatch.setattr(conformance, "LAWS", quick)
-    assert main(["outside.mine", "--cases", "1"]) == 0
-    assert main(["outside.mine", "--cases", "1", "--option", "broken=true"]) == 1
+    given = [name, "--cases", "1", "--option", "must=3"]
+    assert main(given) == 0
+    assert main([*given, "--option", "broken=true"]) == 1
     assert "forward_equals_steps: got ZeroDivisionError: no step here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("", "", "every option of NAME must have a default or a value, got no must"),
+        ("must: int", "must: int = 1", "build of NAME must return an nn.Module, got NoneType"),
+        ("@dataclass(frozen=True)", "", "must be a frozen dataclass with width and depth, got another in 'NAME'"),
+        ("depth: int = 1", "", "must be a frozen dataclass with width and depth, got another in 'NAME'"),
+    ],
+)
+def test_plug_in_that_cannot_be_checked_is_one_line_and_exit_code_2(
+    old: str,
+    new: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = plug_in(tmp_path, monkeypatch, PLUG_IN.replace("    return model\n", "").replace(old, new))
+    with pytest.raises(SystemExit) as stopped:
+        main([name])
+    assert stopped.value.code == 2
+    assert message.replace("NAME", name) in capsys.readouterr().err.splitlines()[-1]

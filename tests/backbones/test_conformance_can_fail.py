@@ -157,6 +157,12 @@ class HasAnIdleParameter(Leaky):
         self.idle = nn.Parameter(torch.zeros(3))
 
 
+class CountsAParameterForNothing(HasAnIdleParameter):
+    def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Tensor, Any]:
+        y, after = super().forward(x, state, reset)
+        return y + 0.0 * self.idle.sum(), after
+
+
 class HasAnInfiniteGradient(Leaky):
     def forward(self, x: Tensor, state: Any = None, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         y, after = super().forward(x, state, reset)
@@ -232,7 +238,7 @@ BREAKERS: dict[str, list[type[nn.Module]]] = {
     "reset_forgets_even_nan": [IgnoresResets, MultipliesAtAReset],
     "inputs_are_not_changed": [WritesIntoItsState, WritesIntoItsTokens],
     "state_keeps_its_form": [KeepsEveryToken, PutsTimeFirst, Explodes],
-    "every_parameter_learns": [HasAnIdleParameter, HasAnInfiniteGradient],
+    "every_parameter_learns": [HasAnIdleParameter, CountsAParameterForNothing, HasAnInfiniteGradient],
     "gradients_flow_through_states": [DetachesItsState],
     "compiled_step_equals_eager": [CompilesDifferently],
     "bfloat16_is_close": [LosesItsHiddenStateInBfloat16, StepsWrongUnderAutocast, ReturnsFloat32],

@@ -199,8 +199,8 @@ def test_without_rotation_the_order_of_the_keys_does_not_matter() -> None:
     [
         ({"window": 0}, "window must be a whole number >= 1, got 0"),
         ({"window": None}, "window must be a whole number >= 1, got None"),
-        ({"heads": 3}, "width must be a multiple of heads, and heads of key_heads, got 16, 3 and 1"),
-        ({"heads": 0}, "heads must be a whole number >= 1, got 0"),
+        ({"heads": 3}, "width must be a multiple of heads, got 16 and 3"),
+        ({"heads": 0}, "griffin: heads must be a whole number >= 1, got 0. Give one."),
         ({"decay_init": "new"}, "decay_init must be one of paper, released, hold, got 'new'"),
         ({"gradient_checkpointing": 1}, "gradient_checkpointing must be True or False, got 1"),
     ],
@@ -215,6 +215,8 @@ def test_option_outside_its_range_is_refused(options: dict[str, object], message
     [
         ({"rope": 1.5}, r"rope must be in \[0, 1\], got 1.5"),
         ({"rope": float("nan")}, r"rope must be in \[0, 1\], got nan"),
+        ({"rope": "x"}, r"rope must be in \[0, 1\], got 'x'"),
+        ({"rope": True}, r"rope must be in \[0, 1\], got True"),
         ({"key_heads": 0}, "key_heads must be a whole number >= 1, got 0"),
         ({"heads": 2.0}, "heads must be a whole number >= 1, got 2.0"),
     ],

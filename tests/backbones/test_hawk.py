@@ -179,7 +179,7 @@ def test_state_of_constant_tokens_is_the_geometric_sum() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 0}, "width must be a whole number >= 1, got 0"),
+        ({"width": 0}, "hawk: width must be a whole number >= 1, got 0"),
         ({"depth": 1.5}, "depth must be a whole number"),
         ({"heads": True}, "heads must be a whole number"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),

@@ -203,6 +203,14 @@ def test_option_outside_its_range_is_refused(options: dict[str, Any], message: s
         StackConfig(**options)
 
 
+@pytest.mark.parametrize("mlp", [GatedMLP, TwoLayerMLP])
+def test_an_mlp_without_units_is_refused(mlp: type[GatedMLP] | type[TwoLayerMLP]) -> None:
+    with pytest.raises(ConfigError, match=f"{mlp.__name__}: width must be a whole number >= 1, got 0. Give one."):
+        mlp(0)
+    with pytest.raises(ConfigError, match="expansion must be a whole number >= 1, got 0.5"):
+        mlp(8, 0.5)  # type: ignore[arg-type]
+
+
 def test_window_is_filled_in_once_and_needed_at_the_end() -> None:
     options = WindowConfig()
     assert not options.recurrent

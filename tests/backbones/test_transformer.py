@@ -169,9 +169,9 @@ def test_missing_window_is_refused_when_built_not_when_configured() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": 3}, "width must be a multiple of heads, and heads of key_heads, got 128, 3 and 3"),
-        ({"heads": 4, "key_heads": 3}, "heads of key_heads, got 128, 4 and 3"),
-        ({"key_heads": 0}, "key_heads must be a whole number >= 1, got 0"),
+        ({"heads": 3}, "width must be a multiple of heads, got 128 and 3"),
+        ({"heads": 4, "key_heads": 3}, "heads must be a multiple of key_heads, got 4 and 3"),
+        ({"key_heads": 0}, "transformer: key_heads must be a whole number >= 1, got 0"),
         ({"window": 0}, "window must be a whole number >= 1, got 0"),
         ({"preset": "new"}, "preset must be one of decision-transformer, modern, got 'new'"),
         ({"dropout": 2}, "dropout must be in"),

@@ -186,17 +186,3 @@ def test_overwrite_replaces_a_dataset_only_when_the_new_one_is_whole(nested: str
     assert open_dataset("minari:mine/kept-v0").stats.episodes == 2
     assert sorted(path.name for path in datasets.iterdir()) == ["mine"]
     assert sorted(p.name for p in (datasets / "mine").iterdir()) == ["kept-v0", "namespace_metadata.json", "toy-v0"]
-
-
-def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, words in (
-        (["data", "--help"], ["collect", "rlseq data collect --env"]),
-        (["data", "collect", "--help"], ["sb3:FILE.zip", "module:function", "VecNormalize", "--ref-episodes", "--noise",
-                                         "--env-kwargs", "--target-return", "--expert", "MINARI_DATASETS_PATH"]),
-    ):  # fmt: skip
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        assert caught.value.code == 0
-        printed = capsys.readouterr().out
-        for word in words:
-            assert word in printed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,8 +13,9 @@ import pytest
 
 import rlseq
 from rlseq.errors import ConfigError, DataError, ShapeError
+from tests.cli.commands import one_line
 from tests.collect.toys import TOY, record
-from tests.test_cli import one_line
+from tests.interrupts import MAY_BE_INTERRUPTED, interrupt
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,8 @@ def test_a_failure_midway_leaves_nothing(
 
 
 def test_ctrl_c_exits_with_130_and_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "rlseq", "data", "collect", "--env", "Pendulum-v1", "--policy", "random"]
+    code = f"{MAY_BE_INTERRUPTED}import sys; from rlseq.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "data", "collect", "--env", "Pendulum-v1", "--policy", "random"]
     where = {"PYTHONPATH": str(Path(rlseq.__file__).parents[1]), "PYTHONWARNINGS": "error"}
     process = subprocess.Popen(
         [*command, "--episodes", "100000", "--out", "minari:mine/pendulum-v0"],
@@ -52,8 +53,7 @@ def test_ctrl_c_exits_with_130_and_leaves_nothing(tmp_path: Path) -> None:
             break
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, printed = process.communicate(timeout=60)
+    _, printed = interrupt(process)
     assert process.returncode == 130, printed
     assert printed.splitlines()[-1] == "rlseq: stopped."
     assert not list(tmp_path.iterdir())

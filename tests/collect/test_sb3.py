@@ -14,7 +14,7 @@ import pytest
 
 from rlseq.collect import collect
 from rlseq.data import open_dataset
-from tests.test_cli import one_line
+from tests.cli.commands import one_line
 
 sb3 = pytest.importorskip("stable_baselines3", reason='needs Stable-Baselines3: pip install "rlseq[sb3]"')
 

@@ -45,11 +45,7 @@ def _both(name: str, window: int, activation: str) -> Any:
 
     def function(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
         *ring, reset = rest
-        state = None
-        if ring:
-            # slots that no token has filled are constant zeros, whose gradient means nothing
-            filled = (torch.arange(window) < ring[2][:, None])[..., None, None]
-            state = AttentionState(*[torch.where(filled, one, 0.0) for one in ring[:2]], ring[2])
+        state = AttentionState(*ring) if ring else None
         o, new = implementation("local_attention", name)(q, k, v, window, activation, bias, state, reset, 0.0)
         return o, new.key, new.value
 
@@ -134,6 +130,18 @@ def test_gradients_pass_gradcheck_through_both_states(name: str, activation: str
     leaves = [one.requires_grad_() for one in (q, k, v, _bias(3), ring.key, ring.value)]
     function = _both(name, 3, activation)
     assert torch.autograd.gradcheck(lambda *floats: function(*floats, ring.count, reset), leaves)
+
+
+@implementations
+@activations
+@pytest.mark.parametrize("length", [1, 3])
+def test_slots_that_no_token_has_filled_get_no_gradient(name: str, activation: str, length: int) -> None:
+    q, k, v, _ = _inputs(length, resets=None)
+    ring = local_attention(*_inputs(2, seed=1)[:3], 6)[1]
+    *_, key, value = with_gradients(_both(name, 6, activation), [q, k, v, _bias(6), *ring, None])
+    for one in (key, value):
+        assert one[:, :2].abs().min() > 0
+        assert not one[:, 2:].any()
 
 
 @activations

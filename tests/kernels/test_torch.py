@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -146,6 +148,21 @@ def test_a_long_sequence_exports_as_one_node() -> None:
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert targets.count("rlseq.linear_scan_cpu.default") == 1
     assert torch.equal(program.module()(*args), linear_scan(*args)[0])
+
+
+def test_kernels_that_are_first_loaded_by_an_export_run_afterwards() -> None:
+    code = (
+        "import torch\n"
+        "from rlseq.kernels import linear_scan\n"
+        "class Scan(torch.nn.Module):\n"
+        "    def forward(self, a, b):\n"
+        "        return linear_scan(a, b)[0]\n"
+        "args = (torch.rand(2, 9, 4), torch.randn(2, 9, 4))\n"
+        "program = torch.export.export(Scan(), args)\n"
+        "assert torch.equal(program.module()(*args), linear_scan(*args)[0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("op", SCANS)

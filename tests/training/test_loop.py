@@ -145,6 +145,19 @@ def test_vectors_have_no_weight_decay_and_no_parameter_is_left_out() -> None:
     assert len(decayed) + len(free) == len(list(agent.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("agent", "names"),
+    [("hawk-joint", ("mixer.gate_bias", "mixer.conv_weight")), ("gau-joint", ("mixer.gamma", "mixer.beta"))],
+)
+def test_what_has_two_axes_decays_whatever_it_is_called(agent: str, names: tuple[str, ...]) -> None:
+    model = toy_agent(agent, toy_store())
+    optimizer, _ = build_optimizer(model, OptimConfig(weight_decay=0.5), 10)
+    decayed = {id(p) for p in optimizer.param_groups[0]["params"]}
+    for name in names:
+        assert all(id(p) in decayed for key, p in model.named_parameters() if key.endswith(name))
+        assert any(key.endswith(name) for key, _ in model.named_parameters())
+
+
 def test_gradients_are_clipped_and_their_norm_before_clipping_is_logged() -> None:
     recorder = Recorder()
     trainer = make_trainer("cloning", clip=1e-3, log_every=1, updates=2, writer=recorder)

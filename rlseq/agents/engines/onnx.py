@@ -9,6 +9,7 @@ the state's arrays. All zeros is a state to begin with, because the first step s
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -172,10 +173,8 @@ def graph(step: ActingStep, facts: dict[str, Any]) -> bytes:
 
     from rlseq.agents.engines.eager import leaf_name
 
-    try:
-        import onnxscript  # noqa: F401  torch.onnx needs it
-    except ImportError as error:
-        raise ConfigError(f"export: the packages onnx and onnxscript must be there, got {error}. {_ADVICE}") from error
+    if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"export: onnx and onnxscript must be there, got no {' and no '.join(missing)}. {_ADVICE}")
     rows, spec = 2, step.spec
     device = step.agent.obs_mean.device
     state = step.initial_state(rows)
@@ -228,7 +227,7 @@ def read_facts(text: str | None, name: str) -> dict[str, Any]:
 
 def _runtime() -> Any:
     try:
-        import onnxruntime  # type: ignore[import-untyped]
+        import onnxruntime
     except ImportError as error:
         raise ConfigError(f"policy: engine onnx needs onnxruntime, got {error}. {_ADVICE}") from error
     return onnxruntime

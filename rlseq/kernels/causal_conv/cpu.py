@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlseq.kernels._arguments import compute_dtype, ready
 from rlseq.kernels._node import differentiable_node
-from rlseq.kernels._numba import flat, jit, no_tensor
+from rlseq.kernels._numba import flat, jit
 from rlseq.kernels._threads import over_rows
 
 
@@ -105,7 +105,7 @@ def _backward_kernel(dy, dlast, x, weight, state, reset, dx, dstate, sums, taps,
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
     y, last = torch.empty_like(x), torch.empty_like(state)
-    arrays = flat(x, weight, bias, state, no_tensor(reset), y, last)
+    arrays = flat(x, weight, bias, state, reset, y, last)
     over_rows(_forward_kernel, [*arrays, weight.shape[0]], x.shape)
     return y, last
 
@@ -117,7 +117,7 @@ def _backward(
     taps = weight.shape[0]
     dx, dstate = torch.zeros_like(x), torch.zeros_like(state)
     sums = torch.zeros(batch, taps + 1, width, dtype=torch.float64)
-    arrays = flat(dy, dlast, x, weight, state, no_tensor(reset), dx, dstate, sums)
+    arrays = flat(dy, dlast, x, weight, state, reset, dx, dstate, sums)
     over_rows(_backward_kernel, [*arrays, taps], x.shape)
     totals = sums.sum(dim=0).to(weight.dtype)
     return dx, totals[:taps].clone(), totals[taps].clone(), dstate

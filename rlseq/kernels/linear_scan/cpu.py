@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlseq.kernels._arguments import compute_dtype, initial_state, ready
 from rlseq.kernels._node import differentiable_node
-from rlseq.kernels._numba import flat, fma, jit, join, no_tensor, split
+from rlseq.kernels._numba import flat, fma, jit, join, split
 from rlseq.kernels._threads import over_rows
 
 
@@ -87,7 +87,7 @@ def _backward_kernel(dh, dh_last, a, h, h0, reset, da, db, dh0, length, width, t
 
 def _forward(a: Tensor, b: Tensor, h0: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor]:
     h, h_last = torch.empty_like(b), torch.empty_like(h0)
-    over_rows(_forward_kernel, flat(a, b, h0, no_tensor(reset), h, h_last), b.shape)
+    over_rows(_forward_kernel, flat(a, b, h0, reset, h, h_last), b.shape)
     return h, h_last
 
 
@@ -97,7 +97,7 @@ def _backward(
     da, db, dh0 = torch.empty_like(a), torch.empty_like(a), torch.empty_like(h0)
     # in the dtype of h, so that both can be the past of a token
     past = h0.to(h.dtype)
-    over_rows(_backward_kernel, flat(dh, dh_last, a, h, past, no_tensor(reset), da, db, dh0), a.shape)
+    over_rows(_backward_kernel, flat(dh, dh_last, a, h, past, reset, da, db, dh0), a.shape)
     return da, db, dh0
 
 

@@ -180,6 +180,11 @@ def _step(
 ) -> tuple[Tensor, AttentionState]:
     """One token: select its slot out of place, attend to the filled slots."""
     key, value, count = state
+    slots = torch.arange(window, device=count.device)
+    if key.requires_grad or value.requires_grad:
+        # empty slots are zeros already, but get no gradient
+        empty = slots >= count[:, None]
+        key, value = cut_out(key, empty), cut_out(value, empty)
     if reset is not None:
         gone = reset[:, :, None, None]
         key, value, count = (
@@ -187,7 +192,6 @@ def _step(
             torch.where(gone, 0.0, value),
             torch.where(reset[:, 0], 0, count),
         )
-    slots = torch.arange(window, device=count.device)
     distance = torch.remainder(count[:, None] - slots, window)[:, None]
     own = (distance == 0).mT[..., None]
     key, value = torch.where(own, k.to(key.dtype), key), torch.where(own, v.to(value.dtype), value)

@@ -20,7 +20,6 @@ from rlseq.kernels._numba import (
     fma,
     jit,
     join,
-    no_tensor,
     prefetch,
     sigmoid,
     split,
@@ -255,7 +254,7 @@ def _forward(
     x: Tensor, gate_x: Tensor, gate_a: Tensor, a_param: Tensor, h0: Tensor, reset: Tensor | None, c: float
 ) -> tuple[Tensor, Tensor]:
     h, h_last = torch.empty_like(x), torch.empty_like(h0)
-    arrays = [*flat(x, gate_x, gate_a, a_param), c, *flat(h0, no_tensor(reset), h, h_last)]
+    arrays = [*flat(x, gate_x, gate_a, a_param), c, *flat(h0, reset, h, h_last)]
     over_rows(_forward_kernel, arrays, x.shape)
     return h, h_last
 
@@ -275,7 +274,7 @@ def _backward(
     dx, dgate_x, dgate_a = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
     sums, dh0 = torch.empty_like(h0), torch.empty_like(h0)
     # h0 in the dtype of h, so that both can be the past of a token
-    inputs = [*flat(dh, dh_last, x, gate_x, gate_a, a_param), c, *flat(h, h0.to(h.dtype), no_tensor(reset))]
+    inputs = [*flat(dh, dh_last, x, gate_x, gate_a, a_param), c, *flat(h, h0.to(h.dtype), reset)]
     over_rows(_backward_kernel, [*inputs, *flat(dx, dgate_x, dgate_a, sums, dh0)], x.shape)
     da_param = torch.empty_like(a_param)
     _decay_parameter_gradient(*flat(sums, a_param, da_param))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlseq.kernels._arguments import compute_dtype, ready
 from rlseq.kernels._node import differentiable_node
-from rlseq.kernels._numba import dot, flat, fma, jit, join, no_tensor, split
+from rlseq.kernels._numba import dot, flat, fma, jit, join, split
 from rlseq.kernels._threads import over_rows
 from rlseq.kernels.softmax_scan._state import SoftmaxState
 
@@ -153,7 +153,7 @@ def _forward(s: Tensor, v: Tensor, z0: Tensor, o0: Tensor, reset: Tensor | None)
     batch, length, heads, size = v.shape
     o, z_last, o_last = torch.empty_like(v), torch.empty_like(z0), torch.empty_like(o0)
     p, a = v.new_empty(batch, length, heads), v.new_empty(batch, length, heads)
-    arrays = flat(s, v, z0, o0, no_tensor(reset), o, z_last, o_last, p, a)
+    arrays = flat(s, v, z0, o0, reset, o, z_last, o_last, p, a)
     over_rows(_forward_kernel, [*arrays, size], (batch, length, heads * size), unit=size)
     return o, z_last, o_last, p, a
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,32 +15,9 @@ import pytest
 
 import rlseq
 from rlseq.cli import main
-from tests.toys import toy_store
+from tests.cli.commands import QUICK, one_line
+from tests.interrupts import MAY_BE_INTERRUPTED, interrupt
 from tests.vector_toys import DRAWING
-
-SMALL = ["--backbone.width", "16", "--backbone.depth", "1", "--updates", "4", "--checkpoint-every", "2"]
-QUICK = [*SMALL, "--window", "20", "--batch-size", "4", "--eval.episodes", "2", "--eval.during", "1", "--device", "cpu"]
-
-
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rlseq.data, "open_dataset", lambda name: toy_store())
-
-
-def one_line(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
-    """The one line that a command prints to stderr before it exits with 2."""
-    assert main(arguments) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    lines = printed.err.splitlines()
-    assert len(lines) == 1, printed.err
-    assert lines[0].startswith("rlseq: ")
-    return lines[0]
 
 
 @pytest.mark.usefixtures("toy")
@@ -267,21 +243,23 @@ def test_eval_draws_and_lists_the_videos(capsys: pytest.CaptureFixture[str]) -> 
     assert "videos" in printed.err, "a progress bar"
 
 
-INTERRUPTED = """
-import multiprocessing, signal
+INTERRUPTED = (
+    MAY_BE_INTERRUPTED
+    + """
+import multiprocessing
 from rlseq import cli, config, run
 from tests.toys import toy_agent, toy_store
 from tests.vector_toys import SLOW
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started by ignores
 run.load_with_experiment = lambda *_: (toy_agent("hawk-joint", toy_store()), config.Experiment())
 code = cli.main(["eval", "run", "--env", SLOW, "--episodes", "40", "--vectorization", "async", "--num-envs", "2"])
 print(code, multiprocessing.active_children())
 """
+)
 
 
 def test_ctrl_c_ends_the_workers_quietly() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED],
         stdout=subprocess.PIPE,
@@ -292,8 +270,7 @@ def test_ctrl_c_ends_the_workers_quietly() -> None:
     ) as command:
         while not Path("stepping").exists() and command.poll() is None:
             time.sleep(0.05)
-        os.killpg(command.pid, signal.SIGINT)  # as a terminal does: the workers get it as well
-        out, err = command.communicate(timeout=60)
+        out, err = interrupt(command, group=True)  # the workers get it as well
     assert out == "130 []\n"
     assert err.splitlines()[-1] == "rlseq: stopped."
     assert "Traceback" not in err
@@ -324,12 +301,16 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], arguments:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["train", "eval", "data", "doctor"]),
+        (["--help"], ["train", "eval", "export", "data", "doctor"]),
         (["train", "--help"], ["--dataset", "--backbone", "--backbone.width", "--updates", "--checkpoint-every",
                                "--seed", "--out", "--resume", "--overwrite", "--device", "--optim.lr",
                                "--eval.target-return"]),
         (["eval", "--help"], ["--episodes", "--target-return", "--mode", "--json", "--num-envs", "--vectorization",
-                              "{sync,async,native}", "--video", "rlseq[video]", "MUJOCO_GL=egl"]),
+                              "{sync,async,native}", "--engine", "--video", "rlseq[video]", "MUJOCO_GL=egl"]),
+        (["export", "--help"], ["--mode", "--window", "--overwrite", "onnxruntime", "--json"]),
+        (["data", "--help"], ["collect", "rlseq data collect --env"]),
+        (["data", "collect", "--help"], ["sb3:FILE.zip", "module:function", "VecNormalize", "--ref-episodes", "--noise",
+                                         "--env-kwargs", "--target-return", "--expert", "MINARI_DATASETS_PATH"]),
         (["data", "inspect", "--help"], ["--json"]),
         (["doctor", "--help"], ["--json"]),
     ],
