@@ -12,8 +12,8 @@ steps, is asked at 127 and 128 too: there the cue leaves its window. The agents 
 
 NAMES
 
-FOLDER gets a run folder and a JSON file a run; after a kill the same command goes on with the training from its last
-checkpoint and with the next length. More --lengths, --seed or --backbones may be given later.
+FOLDER gets a run folder and a JSON file a run. After a kill the same command goes on: with a training from its last
+checkpoint, with a corridor from its first step. More --lengths, --seed or --backbones may be given later.
 """
 
 from __future__ import annotations
@@ -32,22 +32,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from outputs import check_picture
 
 import rlseq
 from rlseq.agents import Policy
 from rlseq.agents.engines import ENGINES
+from rlseq.cli import INTERRUPTED_EXIT, USAGE_EXIT
 from rlseq.cli import main as rlseq_command
 from rlseq.envs.t_maze import TMazeVectorEnv
-from rlseq.errors import RlseqError
+from rlseq.errors import RlseqError, RunError
 from rlseq.evaluation import rollout
 from rlseq.progress import ProgressBar
 from rlseq.provenance import provenance
 from rlseq.t_maze_data import write_minari
-from rlseq.training.checkpoint import write_json
+from rlseq.training.checkpoint import all_of, write_json
 
 LENGTHS = (100, 900, 9_600, 100_000, 1_000_000)
 EPISODES, FIRST_EVALUATION_SEED = 1000, 1_000_000  # of the data; its own episodes have the seeds from 0
 STEPS_PER_UPDATE, WINDOW = 3600, 128
+DATASET = "t-maze/passive-{}-v0"
 COMMON = shlex.split(
     "--recipe default --agent.tokens joint --agent.timestep-embedding False --backbone.width 32 --optim.lr 3e-3"
     " --optim.weight-decay 0 --optim.warmup 50 --optim.clip 1 --eval.during 0 --eval.episodes 0"
@@ -86,23 +89,23 @@ RECIPES = {
 Result = dict[str, Any]
 
 
-def command(recipe: Recipe, dataset: str, corridor: int, seed: int, updates: int | None) -> list[str]:
-    """The arguments of ``rlseq``, without the run folder."""
+def command(recipe: Recipe, corridor: int, seed: int, updates: int | None) -> list[str]:
+    """The arguments of ``rlseq``, without what does not decide the result."""
     regime, window = "pack" if recipe.window is None else "window", recipe.within(corridor) or corridor + 1
     cut = ["--regime", regime, "--window", str(window)]
     length = ["--batch-size", str(max(1, STEPS_PER_UPDATE // window)), "--updates", str(updates or recipe.updates)]
     backbone = ["--backbone", recipe.backbone, *shlex.split(recipe.options)]
-    return ["train", "--dataset", dataset, *COMMON, *backbone, *cut, *length, "--seed", str(seed)]
+    dataset = ["--dataset", f"minari:{DATASET.format(corridor)}"]
+    return ["train", *dataset, *COMMON, *backbone, *cut, *length, "--seed", str(seed)]
 
 
-def data(out: Path, corridor: int) -> str:
-    """The dataset's name; written if it is not there. It is the same for every seed of a training."""
+def write_data(out: Path, corridor: int) -> None:
+    """Writes the dataset if it is not there. It is the same for every seed of a training."""
     os.environ["MINARI_DATASETS_PATH"] = str(out.resolve() / "datasets")
-    name = f"t-maze/passive-{corridor}-v0"
+    name = DATASET.format(corridor)
     if not (out / "datasets" / name).exists():
         lengths = (1, corridor)
         write_minari(name, kind="passive", length=lengths, episodes=EPISODES, seed=0, distribution="log-uniform")
-    return f"minari:{name}"
 
 
 def train(arguments: list[str], folder: Path) -> None:
@@ -110,10 +113,17 @@ def train(arguments: list[str], folder: Path) -> None:
 
     Raises:
         SystemExit: it failed, and has said why.
+        KeyboardInterrupt: it was stopped.
     """
-    how = ["--resume"] if any(folder.glob("checkpoints/*")) else ["--overwrite"] if folder.exists() else []
+    place = ["--out", str(folder), "--device", "cpu"]
+    if all_of(folder):
+        given = ["train", *place, "--resume"]  # the folder knows its options, and a recipe is refused beside --resume
+    else:
+        given = [*arguments, "--checkpoint-every", "100", *place, *(["--overwrite"] if folder.exists() else [])]
     with open(folder.with_suffix(".log"), "a") as log, contextlib.redirect_stdout(log):
-        code = rlseq_command([*arguments, "--device", "cpu", "--out", str(folder), *how])
+        code = rlseq_command(given)
+    if code == INTERRUPTED_EXIT:
+        raise KeyboardInterrupt
     if code:
         raise SystemExit(code)
 
@@ -137,42 +147,96 @@ def ask(policy: Policy, length: int, label: str) -> dict[str, Any]:
     }
 
 
-def run(name: str, seed: int, options: argparse.Namespace) -> Result:
-    """One agent's result: read as far as it is there, else trained and asked.
+@dataclass(frozen=True)
+class Run:
+    """An agent and a seed with the options of the command line, and its files."""
 
-    Raises:
-        SystemExit: the folder has this run with other settings, or the training failed.
-    """
-    recipe, label = RECIPES[name], f"{name}-{seed}"
-    folder, file = options.out / label, options.out / f"{label}.json"
-    arguments = command(recipe, data(options.out, options.corridor), options.corridor, seed, options.updates)
-    settings = {"agent": name, "seed": seed, "command": shlex.join(["rlseq", *arguments])}
-    result: Result = {"settings": settings, "lengths": {}}
-    if file.exists():
-        result = json.loads(file.read_text())
-        if result["settings"] != settings:
-            raise SystemExit(f"run: {file} must have this run's settings, got others. Give another --out.")
-    else:
-        write_json(file, result)
-    if "parameters" not in result:
-        print(settings["command"], flush=True)
-        train(arguments, folder)
-        trained = json.loads((folder / "result.json").read_text())
-        result |= {key: trained[key] for key in ("updates", "train_seconds", "parameters", "state_bytes")}
-        result["provenance"] = provenance(shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]))
-        write_json(file, result)
-    policy, window = None, recipe.within(options.corridor)
-    for length in sorted({*options.lengths, *([] if window is None else [window - 1, window])}):
-        if str(length) not in result["lengths"]:
-            if policy is None:
-                mode = "recurrent" if window is None else "window"
-                agent = rlseq.load(folder, device="cpu")
-                policy = agent.policy(options.episodes, mode=mode, window=window, engine=options.engine)
-            result["lengths"][str(length)] = {**ask(policy, length, label), "engine": options.engine}
-            write_json(file, result)
-        if result["lengths"][str(length)]["success"] < 1:
-            break
-    return result
+    name: str
+    seed: int
+    options: argparse.Namespace
+
+    @property
+    def label(self) -> str:
+        """What it is called in its folder."""
+        return f"{self.name}-{self.seed}"
+
+    @property
+    def file(self) -> Path:
+        """The result, as far as it is known."""
+        return self.options.out / f"{self.label}.json"
+
+    @property
+    def folder(self) -> Path:
+        """The training's."""
+        return self.options.out / self.label
+
+    @property
+    def arguments(self) -> list[str]:
+        """The training's, for ``rlseq``."""
+        return command(RECIPES[self.name], self.options.corridor, self.seed, self.options.updates)
+
+    def kept(self) -> Result:
+        """What the folder has of this run.
+
+        Raises:
+            RunError: it has the run with other settings, or a file that is not whole.
+        """
+        settings = {"agent": self.name, "seed": self.seed, "command": shlex.join(["rlseq", *self.arguments])}
+        if not self.file.exists():
+            if self.folder.exists():
+                raise RunError(f"run: {self.folder} must have {self.file.name} beside it, got none. Remove the folder.")
+            return {"settings": settings, "lengths": {}}
+        try:
+            result: Result = json.loads(self.file.read_text())
+            same = result["settings"] == settings
+            rows = {int(found["episodes"]) for found in result["lengths"].values()}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            told = f"{type(error).__name__}: {error}"
+            raise RunError(f"run: {self.file} must hold a result, got {told}. Remove it and {self.folder}.") from error
+        if not same:
+            raise RunError(f"run: {self.file} must have this run's settings, got others. Give another --out.")
+        if rows - {self.options.episodes}:
+            raise RunError(
+                f"run: {self.file} must have {self.options.episodes} episodes a length, got "
+                f"{', '.join(map(str, sorted(rows)))}. Give --episodes, or another --out."
+            )
+        return result
+
+    def result(self) -> Result:
+        """Read as far as it is there, else the agent is trained and asked.
+
+        Raises:
+            SystemExit: the training failed, and has said why.
+        """
+        result, engine = self.kept(), self.options.engine
+        write_json(self.file, result)
+        if "parameters" not in result:
+            print(result["settings"]["command"], flush=True)
+            write_data(self.options.out, self.options.corridor)
+            if not (self.folder / "result.json").exists():
+                train(self.arguments, self.folder)
+            trained = json.loads((self.folder / "result.json").read_text())
+            result |= {key: trained[key] for key in ("updates", "train_seconds", "parameters", "state_bytes")}
+            result["provenance"] = where()
+            write_json(self.file, result)
+        policy, window, found = None, RECIPES[self.name].within(self.options.corridor), result["lengths"]
+        edges = [] if window is None else [window - 1, window]
+        for length in sorted({*self.options.lengths, *edges, *map(int, found)}):
+            if str(length) not in found:
+                if policy is None:
+                    mode = "recurrent" if window is None else "window"
+                    agent = rlseq.load(self.folder, device="cpu")
+                    policy = agent.policy(self.options.episodes, mode=mode, window=window, engine=engine)
+                found[str(length)] = {**ask(policy, length, self.label), "engine": engine}
+                write_json(self.file, result)
+            if found[str(length)]["success"] < 1:
+                break
+        return result
+
+
+def where() -> dict[str, Any]:
+    """This command, the versions, the machine and the date."""
+    return provenance(shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]))
 
 
 def curve(result: Result) -> list[tuple[int, float]]:
@@ -246,8 +310,8 @@ def plot(results: Sequence[Result], corridor: int, file: Path) -> None:
     plt.close(figure)
 
 
-def parsed() -> argparse.Namespace:
-    """The command line; one line and exit code 2 where it cannot be."""
+def parsed() -> tuple[argparse.Namespace, list[Run]]:
+    """The command line and the runs that it asks for; one line and exit code 2 where it cannot be."""
     names = "\n".join(f"{name:20}{recipe.what}" for name, recipe in RECIPES.items())
     parser = argparse.ArgumentParser(
         description=str(__doc__).replace("NAMES", names), formatter_class=argparse.RawDescriptionHelpFormatter
@@ -270,26 +334,34 @@ def parsed() -> argparse.Namespace:
         parser.error("--lengths must be below 2^31 and --corridor at most 10,000.")
     if not 0 <= min(options.seed) <= max(options.seed) < 2**32:
         parser.error("--seed must be at least 0 and less than 2^32.")
-    if options.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install rlseq[plot].")
-    if options.engine == "onnx" and importlib.util.find_spec("onnxruntime") is None:
-        parser.error("--engine onnx needs onnxruntime: pip install rlseq[onnx], or give --engine compiled.")
+    check_picture(parser, options.plot)
+    if options.engine == "onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+        parser.error("--engine onnx needs the extra onnx: pip install rlseq[onnx], or give --engine compiled.")
+    runs = [
+        Run(name, seed, options) for seed in dict.fromkeys(options.seed) for name in dict.fromkeys(options.backbones)
+    ]
     try:
+        for one in runs:
+            one.kept()
         options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (RlseqError, OSError) as error:
         parser.error(str(error))
-    return options
+    return options, runs
 
 
 def main() -> None:
     """Trains and asks what is missing, prints the table, draws the plot."""
-    options = parsed()
+    options, runs = parsed()
     torch.set_num_threads(options.threads)
-    print(json.dumps(provenance(shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]))), flush=True)
+    print(json.dumps(where()), flush=True)
     try:
-        results = [run(name, seed, options) for seed in options.seed for name in options.backbones]
-    except RlseqError as error:
-        raise SystemExit(str(error)) from error
+        results = [one.result() for one in runs]
+    except (RlseqError, OSError, MemoryError) as error:
+        print(f"memory.py: error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        sys.exit(USAGE_EXIT)
+    except KeyboardInterrupt:
+        print("memory.py: stopped; the same command goes on.", file=sys.stderr)
+        sys.exit(INTERRUPTED_EXIT)
     print_table(results)
     if options.plot is not None:
         plot(results, options.corridor, options.plot)

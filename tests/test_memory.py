@@ -1,9 +1,8 @@
-"""The benchmark of memory: a short training remembers ten times longer than it lasted, a killed run goes on."""
+"""The benchmark of memory: a short training remembers ten times its length, a killed run goes on."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,10 @@ import pytest
 import torch
 
 from rlseq import backbones
+from rlseq.training import checkpoint
+from tests.scripts import load, refusal
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))  # the scripts are no package
-
-import memory  # noqa: E402
-
-sys.path.remove(str(BENCHMARKS))
+memory = load("memory")
 
 TINY = ("--corridor", "30", "--lengths", "10", "30", "300", "--episodes", "30", "--engine", "eager")
 
@@ -58,6 +54,7 @@ def test_the_longest_solved_corridor_ends_before_the_first_failure() -> None:
         (["--corridor", "20000"], "--corridor at most 10,000"),
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--engine", "fast"], "invalid choice: 'fast'"),
+        (["--plot", "success.nil"], "--plot must end in one of"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_exit_code_2(
@@ -67,10 +64,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(SystemExit) as error:
-        script(monkeypatch, "--out", str(tmp_path / "runs"), *arguments)
-    assert error.value.code == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
+    last = refusal(capsys, lambda: script(monkeypatch, "--out", str(tmp_path / "runs"), *arguments))
     assert last.startswith("memory.py: error: ")
     assert message in last
     assert not (tmp_path / "runs").exists()
@@ -105,30 +99,51 @@ def test_what_learned_from_30_steps_remembers_for_300_and_a_window_ends(
     assert not again.err
     script(monkeypatch, *arguments[:2], *TINY, "--updates", "120", "--backbones", "hawk", "--lengths", "300", "600")
     assert "| 300 | 600 |" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="must have this run's settings"):
-        script(monkeypatch, *arguments[:2], *TINY, "--updates", "70", "--backbones", "hawk")
+    for changes, message in (
+        (["--updates", "70"], "must have this run's settings"),
+        (["--updates", "120", "--episodes", "40"], "must have 40 episodes a length, got 30"),
+        (["--updates", "120", "--seed", "0", "3"], "must have hawk-3.json beside it"),
+    ):
+        (tmp_path / "hawk-3").mkdir(exist_ok=True)
+        refused = [*arguments[:2], *TINY, "--backbones", "hawk", *changes]
+        assert message in refusal(capsys, lambda given=refused: script(monkeypatch, *given))
+    (tmp_path / "hawk-0.json").write_text("{")
+    assert "hawk-0.json must hold a result, got JSONDecodeError" in refusal(
+        capsys, lambda: script(monkeypatch, *arguments)
+    )
 
 
-def test_a_killed_training_goes_on(
+def test_a_killed_run_goes_on_from_its_last_checkpoint_and_with_the_next_corridor(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["--out", str(tmp_path), *TINY, "--updates", "3", "--backbones", "aaren"]
-    given: list[list[str]] = []
-    checkpoint = tmp_path / "aaren-0" / "checkpoints" / "2"
+    arguments = ["--out", str(tmp_path), *TINY, "--updates", "120", "--backbones", "aaren"]
+    monkeypatch.setattr(memory, "STEPS_PER_UPDATE", 62)  # two rows: what is learned does not matter
+    save, asked = checkpoint.save, []
 
-    def killed(command: list[str]) -> int:
-        given.append(command)
-        checkpoint.mkdir(parents=True, exist_ok=True)
-        return 130
+    def save_and_stop(*given: Any) -> None:
+        save(*given)
+        raise KeyboardInterrupt
+
+    def stop_at_30(policy: Any, length: int, label: str) -> dict[str, Any]:
+        asked.append(length)
+        if asked == [10, 30]:
+            raise KeyboardInterrupt
+        return {"episodes": policy.num_envs, "success": 1.0}
+
+    def stopped() -> str:
+        with pytest.raises(SystemExit) as error:
+            script(monkeypatch, *arguments)
+        assert error.value.code == 130
+        printed = capsys.readouterr().err
+        assert printed.endswith("memory.py: stopped; the same command goes on.\n")
+        return printed
 
     with monkeypatch.context() as context:
-        context.setattr(memory, "rlseq_command", killed)
-        for _ in range(2):
-            with pytest.raises(SystemExit) as error:
-                script(context, *arguments)
-            assert error.value.code == 130
-    capsys.readouterr()
-    assert [command[-1] for command in given] == [str(checkpoint.parents[1]), "--resume"]
-    shutil.rmtree(checkpoint.parents[1])
+        context.setattr(checkpoint, "save", save_and_stop)
+        assert "  100/120  " in stopped()
+    monkeypatch.setattr(memory, "ask", stop_at_30)
+    progress = [line for line in stopped().splitlines() if "/120 " in line]
+    assert [line.split()[1] for line in progress] == ["120/120"]
     script(monkeypatch, *arguments)
-    assert "| aaren | 0 | 3 |" in capsys.readouterr().out
+    assert asked == [10, 30, 30, 300]
+    assert "| aaren | 0 | 120 |" in capsys.readouterr().out
