@@ -20,8 +20,7 @@ from rlseq.kernels import causal_conv, geglu, rg_lru
 
 CONV_WIDTH = 4
 DECAY_EXPONENT = 8.0
-
-HOLD_STEPS = 1e16
+HOLD_STEPS = 1e16  # why so many: see initial_decay
 
 DecayInit: TypeAlias = Literal["paper", "released", "hold"]
 
@@ -146,8 +145,8 @@ def initial_decay(inner: int, decay_init: DecayInit) -> Tensor:
     """Lambda (R,) of a = sigmoid(-Lambda): softplus(Lambda) = -log a (RG-LRU's section 2.4).
 
     paper: a^8 uniform in (0.9, 0.999), time constants 19 to 2,000 steps at r = 0.5. released: a in (0.9, 0.999) with
-    a^2 uniform, as in the authors' released code, 2.4 to 250 steps. hold: entries 0, 2, .. as released, the
-    others 1e16 steps at r = 0.5.
+    a^2 uniform, as in the authors' released code, 2.4 to 250 steps. hold: entries 0, 2, .. as released, the others
+    -log a = 2 / (8 1e16), which is 1e16 steps at r = 0.5.
 
     A held entry's factor sqrt(1 - a^2) is 1e-8 at every token but an episode's first, where it is 1: written once,
     and T more tokens move it by T 1e-8 of their input. Of time constants in between, say 1e4 to 1e12, a training row of
