@@ -124,14 +124,14 @@ class RecurrentMixer(nn.Module):
             hidden = hidden.masked_fill(reset, 0.0)
         taps = torch.cat((conv_state.to(left.dtype), left.unsqueeze(1)), dim=1)
         left = (taps * self.conv_weight).sum(1) + self.conv_bias
-        # float64 like the hidden state: one conversion instead of many, and 1 - a^2 keeps its digits and its gradient.
-        input_gate, recurrence_gate = self._gates(left).double().sigmoid().unbind(0)
-        log_decay = recurrence_gate * (F.softplus(self.decay) * -DECAY_EXPONENT)
+        input_gate, recurrence_gate = self._gates(left).unbind(0)
+        # float64 like the hidden state: a gate near 0 holds for as long as its digits say, and 1 - a^2 keeps its own.
+        log_decay = recurrence_gate.double().sigmoid() * (F.softplus(self.decay) * -DECAY_EXPONENT)
         drop = torch.expm1(log_decay)
         scale = torch.sqrt(-drop * (drop + 2.0))
         if reset is not None:
             scale = scale.masked_fill(reset, 1.0)
-        hidden = torch.addcmul(scale * input_gate * left, drop, hidden) + hidden
+        hidden = torch.addcmul(scale * (input_gate.sigmoid() * left), drop, hidden) + hidden
         return self.out(geglu(right, hidden.to(right.dtype))), RecurrentState(taps[:, 1:].to(conv_state.dtype), hidden)
 
     def _gates(self, x: Tensor) -> Tensor:
