@@ -71,6 +71,18 @@ def test_a_dataset_of_one_length_has_an_int_in_its_spec():
     assert dataset.storage.metadata["algorithm_name"] == ("t_maze.trajectories: noisy (epsilon 0.1, turn noise 0.5)")
 
 
+def test_a_dataset_of_log_uniform_lengths_says_so():
+    import minari
+
+    t_maze_data.write_minari("log-v0", kind="passive", length=(1, 50), episodes=30, distribution="log-uniform")
+    dataset = minari.load_dataset("log-v0")
+    assert dataset.spec.env_spec.kwargs == {"kind": "passive", "length": [1, 50], "distribution": "log-uniform"}
+    expected = list(t_maze.trajectories("passive", (1, 50), episodes=30, distribution="log-uniform"))
+    assert [len(read) for read in dataset.iterate_episodes()] == [len(one.reward) for one in expected]
+    assert dataset.storage.metadata["ref_min_score"] == t_maze.random_score("passive", (1, 50), "log-uniform")
+    assert "corridors of 1 to 50 cells, log-uniform" in dataset.storage.metadata["description"]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -79,6 +91,7 @@ def test_a_dataset_of_one_length_has_an_int_in_its_spec():
         ({"length": (3, 2)}, r"got \(3, 2\)"),
         ({"policy": "export"}, "Did you mean 'expert'"),
         ({"episodes": 0}, "episodes must be >= 1"),
+        ({"distribution": "normal"}, "lengths 'normal'"),
         ({"dataset_id": "no version"}, "out must be minari:NAMESPACE/NAME-vN"),
         ({"dataset_id": "../up-v0"}, "out must be minari:NAMESPACE/NAME-vN"),
     ],

@@ -20,8 +20,9 @@ from rlseq.kernels import causal_conv, geglu, rg_lru
 
 CONV_WIDTH = 4
 DECAY_EXPONENT = 8.0
+HOLD_STEPS = 1e16  # why so many: see initial_decay
 
-DecayInit: TypeAlias = Literal["paper", "released"]
+DecayInit: TypeAlias = Literal["paper", "released", "hold"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class RecurrentConfig(MixerConfig):
     heads: int = 4
     """Diagonal blocks of the gates' matrices."""
     decay_init: DecayInit = "paper"
-    """Initial time constants at half-open gates: paper 19 to 2,000 steps, released 2.4 to 250 steps."""
+    """Initial time constants at half-open gates: paper 19 to 2,000 steps, released 2.4 to 250 steps; hold: as released
+    in every other entry, and 1e16 steps in the rest, which keep what the episode's first token wrote."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +71,8 @@ class RecurrentMixer(nn.Module):
     Args:
         width: D.
         heads: H, number of diagonal blocks of the gates' matrices.
-        decay_init: "paper": a^c uniform in (0.9, 0.999); "released": a itself in (0.9, 0.999), uniform in a^2.
+        decay_init: "paper": a^c uniform in (0.9, 0.999); "released": a itself in (0.9, 0.999), uniform in a^2; "hold":
+            the same in every other entry, and almost 1 in the rest.
         output_std_scale: factor on the standard deviation 1/sqrt(R) of W_o's initial values.
     """
 
@@ -142,7 +145,12 @@ def initial_decay(inner: int, decay_init: DecayInit) -> Tensor:
     """Lambda (R,) of a = sigmoid(-Lambda): softplus(Lambda) = -log a (RG-LRU's section 2.4).
 
     paper: a^8 uniform in (0.9, 0.999), time constants 19 to 2,000 steps at r = 0.5. released: a in (0.9, 0.999) with
-    a^2 uniform, as in the authors' released code, 2.4 to 250 steps.
+    a^2 uniform, as in the authors' released code, 2.4 to 250 steps. hold: entries 0, 2, .. as released, the others
+    -log a = 2 / (8 1e16), which is 1e16 steps at r = 0.5.
+
+    A held entry's factor sqrt(1 - a^2) is 1e-8 at every token but an episode's first, where it is 1: written once,
+    and T more tokens move it by T 1e-8 of their input. Of time constants in between, say 1e4 to 1e12, a training row of
+    1,000 tokens shows nothing, and after more tokens they have drifted further than in any row.
     """
     low, high = 0.9, 0.999
     uniform = torch.rand(inner)
@@ -150,4 +158,6 @@ def initial_decay(inner: int, decay_init: DecayInit) -> Tensor:
         minus_log_a = -torch.log(low + (high - low) * uniform) / DECAY_EXPONENT
     else:
         minus_log_a = -0.5 * torch.log(low**2 + (high**2 - low**2) * uniform)
+    if decay_init == "hold":
+        minus_log_a[1::2] = 2 / (DECAY_EXPONENT * HOLD_STEPS)
     return torch.log(torch.expm1(minus_log_a))

@@ -11,6 +11,7 @@ from rlseq.errors import ConfigError, ShapeError, SpaceError, UnknownNameError
 
 RIGHT, UP, LEFT, DOWN = range(4)
 KINDS = ("passive", "active")
+DISTRIBUTIONS = ("uniform", "log-uniform")
 MAX_LENGTH = 2**31 - 1
 
 _MOVE_X = np.array([1, 0, -1, 0])
@@ -56,12 +57,22 @@ class Mazes:
     Column 0 shows the cue. Passive mazes start there, active ones a column to its right. x, y, t and the rest are (n,).
     """
 
-    def __init__(self, n: int, kind: str, length: int | Sequence[int], max_episode_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        n: int,
+        kind: str,
+        length: int | Sequence[int],
+        max_episode_steps: int | None = None,
+        distribution: str = "uniform",
+    ) -> None:
         if kind not in KINDS:
             raise UnknownNameError("kind of T-Maze", str(kind), KINDS)
+        if distribution not in DISTRIBUTIONS:
+            raise UnknownNameError("distribution of T-Maze's lengths", str(distribution), DISTRIBUTIONS)
         self.start = KINDS.index(kind)
         self.low, self.high = length_range(length)
         self.max_episode_steps = max_episode_steps
+        self.distribution = distribution
         self.streams = Streams(n)
         self.x, self.y, self.t, self.cue, self.junction, self.limit = np.zeros((6, n), np.int64)
 
@@ -85,10 +96,17 @@ class Mazes:
     def restart(self, rows: Rows) -> None:
         """The next episode of each row's stream: a cue, then a length, are drawn."""
         self.cue[rows] = 1 - 2 * self.streams.below(rows, 2)
-        self.junction[rows] = self.start + self.low + self.streams.below(rows, self.high - self.low + 1)
+        self.junction[rows] = self.start + self._lengths(rows)
         limit = self.start + self.junction[rows] + 1
         self.limit[rows] = limit if self.max_episode_steps is None else np.minimum(limit, self.max_episode_steps)
         self.x[rows], self.y[rows], self.t[rows] = self.start, 0, 0
+
+    def _lengths(self, rows: Rows) -> np.ndarray:
+        """A draw for each row; log-uniform: a number in [low, high + 1) with a uniform logarithm, rounded down."""
+        if self.distribution == "uniform":
+            return self.low + self.streams.below(rows, self.high - self.low + 1)
+        drawn = self.low * ((self.high + 1) / self.low) ** self.streams.uniform(rows)
+        return np.clip(drawn.astype(np.int64), self.low, self.high)  # rounding may reach either end
 
     def advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Steps every row; action (n,) ints in [0, 4). Returns reward (float64), terminated, truncated, all (n,)."""

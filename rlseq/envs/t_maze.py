@@ -29,6 +29,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from rlseq.envs._mazes import (
+    DISTRIBUTIONS,
     DOWN,
     KINDS,
     LEFT,
@@ -46,6 +47,7 @@ from rlseq.errors import ConfigError, ShapeError, SpaceError, UnknownNameError
 from rlseq.types import Episode
 
 __all__ = [
+    "DISTRIBUTIONS",
     "KINDS",
     "POLICIES",
     "TMazeEnv",
@@ -69,18 +71,25 @@ class TMazeEnv(gymnasium.Env[np.ndarray, np.int64]):
 
     Args:
         kind: ``passive`` or ``active``.
-        length: T; a pair (low, high) draws it uniformly for every episode, both ends included.
+        length: T; a pair (low, high) draws it for every episode, both ends included.
         render_mode: ``rgb_array`` or None.
+        distribution: of the lengths, ``uniform`` or ``log-uniform``: T has the probability log(1 + 1/T), normalised.
     Raises:
-        ConfigError: a length below 1 or low > high, an unknown kind or render mode.
+        ConfigError: a length below 1 or low > high, an unknown kind, render mode or distribution.
         SpaceError: `step` got an action that is none.
         gymnasium.error.ResetNeeded: `step` or `render` before a reset, `step` after the episode's end.
     """
 
     metadata = _METADATA
 
-    def __init__(self, kind: str = "passive", length: int | Sequence[int] = 10, render_mode: str | None = None) -> None:
-        self._mazes = Mazes(1, kind, length)
+    def __init__(
+        self,
+        kind: str = "passive",
+        length: int | Sequence[int] = 10,
+        render_mode: str | None = None,
+        distribution: str = "uniform",
+    ) -> None:
+        self._mazes = Mazes(1, kind, length, distribution=distribution)
         self.render_mode = _known_render_mode(render_mode)
         self.observation_space, self.action_space = _spaces()
         self._running = False
@@ -120,14 +129,15 @@ class TMazeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     Args:
         num_envs: rows.
         kind: ``passive`` or ``active``.
-        length: T; a pair (low, high) draws it uniformly for every episode, both ends included.
+        length: T; a pair (low, high) draws it for every episode, both ends included.
         render_mode: ``rgb_array`` or None.
         autoreset_mode: ``NextStep`` (the step after an episode's end ignores the row's action and returns the next
             episode's first observation with reward 0) or ``Disabled`` (reset ended rows with
             ``options={"reset_mask": mask}``); an `AutoresetMode` is taken too.
         max_episode_steps: a lower time limit, which `gymnasium.make_vec` passes where a spec has one.
+        distribution: of the lengths, ``uniform`` or ``log-uniform``.
     Raises:
-        ConfigError: a number out of range, an unknown kind, render mode or autoreset mode.
+        ConfigError: a number out of range, an unknown kind, render mode, autoreset mode or distribution.
         ShapeError: actions, seeds or a mask that are not one a row.
         SpaceError: an action that is none.
         gymnasium.error.ResetNeeded: `step` before a reset, or with rows that ended in the mode ``Disabled``.
@@ -141,13 +151,14 @@ class TMazeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         render_mode: str | None = None,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
+        distribution: str = "uniform",
     ) -> None:
         if num_envs < 1:
             raise ConfigError(f"TMazeVectorEnv: num_envs must be >= 1, got {num_envs}. Give a larger one.")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ConfigError(f"TMazeVectorEnv: max_episode_steps must be >= 1, got {max_episode_steps}. Leave it out.")
         self.num_envs = num_envs
-        self._mazes = Mazes(num_envs, kind, length, max_episode_steps)
+        self._mazes = Mazes(num_envs, kind, length, max_episode_steps, distribution)
         self._mode = _known_autoreset_mode(autoreset_mode)
         self.metadata = {**_METADATA, "autoreset_mode": self._mode}
         self.render_mode = _known_render_mode(render_mode)
@@ -220,8 +231,8 @@ class TMazeVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return mask
 
 
-def random_score(kind: str, length: int | Sequence[int]) -> float:
-    """Mean return of uniformly random actions, in closed form, averaged over the lengths.
+def random_score(kind: str, length: int | Sequence[int], distribution: str = "uniform") -> float:
+    """Mean return of uniformly random actions, in closed form, averaged over the lengths as they are drawn.
 
     passive: p^(T+1); active: p^(T+1) (1 + (2T+1) p + (2T+1)(T+2) p^2), with p = 1/4.
 
@@ -230,14 +241,16 @@ def random_score(kind: str, length: int | Sequence[int]) -> float:
     (2T+1)(T+2) - (T+1) ways stand still twice and T+1 step back once.
 
     Raises:
-        ConfigError: an unknown kind, or a length out of range.
+        ConfigError: an unknown kind or distribution, or a length out of range.
     """
-    active = bool(Mazes(1, kind, length).start)
+    active = bool(Mazes(1, kind, length, distribution=distribution).start)
     low, high = length_range(length)
     p, T = 0.25, np.arange(low, min(high, low + 600) + 1, dtype=np.float64)  # p^600 is 0 in float64
     scores = p ** (T + 1)
     if active:
         scores *= 1 + (2 * T + 1) * p + (2 * T + 1) * (T + 2) * p**2
+    if distribution == "log-uniform":
+        return float((scores * np.log1p(1 / T)).sum() / np.log((high + 1) / low))
     return float(scores.sum() / (high - low + 1))
 
 
@@ -260,6 +273,7 @@ def trajectories(
     seed: int = 0,
     epsilon: float | None = None,
     turn_noise: float = 0.5,
+    distribution: str = "uniform",
 ) -> Iterator[Episode]:
     """Episodes of the optimal policy, or of a noisy one; episode i is a `TMazeEnv`'s after `reset(seed=seed + i)`.
 
@@ -277,8 +291,9 @@ def trajectories(
         seed: of the first episode; noise comes from the same seeds.
         epsilon: in [0, 1]; None lets half of the walks of any length arrive: 3/4 epsilon = 1 - 2^(-1/steps).
         turn_noise: in [0, 1].
+        distribution: of the lengths, ``uniform`` or ``log-uniform``, which has more turns among its steps.
     Raises:
-        ConfigError: an unknown kind or policy, a number out of range.
+        ConfigError: an unknown kind, policy or distribution, a number out of range.
     """
     if policy not in POLICIES:
         raise UnknownNameError("policy for T-Maze", str(policy), POLICIES)
@@ -289,20 +304,18 @@ def trajectories(
     for name, value in (("epsilon", 0.0 if epsilon is None else epsilon), ("turn_noise", turn_noise)):
         if not 0 <= value <= 1:
             raise ConfigError(f"trajectories: {name} must be in [0, 1], got {value}. It is a probability.")
+    Mazes(1, kind, length, distribution=distribution)  # what is wrong shows now, not at the first episode
     rows = max(1, min(256, 2**22 // episode_limit(kind, length)))  # about 100 MB at a time
     noise = (epsilon, turn_noise) if policy == "noisy" else None
-    return (
-        episode
-        for first in range(0, episodes, rows)
-        for episode in _played(kind, length, seed + first, min(rows, episodes - first), noise)
-    )
+    counts = ((first, min(rows, episodes - first)) for first in range(0, episodes, rows))
+    mazes = ((first, Mazes(n, kind, length, distribution=distribution)) for first, n in counts)
+    return (episode for first, several in mazes for episode in _played(several, seed + first, noise))
 
 
-def _played(
-    kind: str, length: int | Sequence[int], seed: int, n: int, noise: tuple[float | None, float] | None
-) -> Iterator[Episode]:
+def _played(mazes: Mazes, seed: int, noise: tuple[float | None, float] | None) -> Iterator[Episode]:
+    n = len(mazes.x)
     every, (given, seeds) = slice(None), row_seeds(seed, n)
-    mazes, dice = Mazes(n, kind, length), Streams(n)
+    dice = Streams(n)
     mazes.begin(given, given, seeds, np.random.default_rng(0))
     dice.seed(every, seeds ^ _NOISE)
     steps = int(mazes.limit.max())

@@ -201,7 +201,7 @@ def test_without_rotation_the_order_of_the_keys_does_not_matter() -> None:
         ({"window": None}, "window must be a whole number >= 1, got None"),
         ({"heads": 3}, "width must be a multiple of heads, got 16 and 3"),
         ({"heads": 0}, "griffin: heads must be a whole number >= 1, got 0. Give one."),
-        ({"decay_init": "new"}, "decay_init must be one of paper, released, got 'new'"),
+        ({"decay_init": "new"}, "decay_init must be one of paper, released, hold, got 'new'"),
         ({"gradient_checkpointing": 1}, "gradient_checkpointing must be True or False, got 1"),
     ],
 )

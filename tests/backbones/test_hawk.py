@@ -79,6 +79,38 @@ def test_initial_time_constants_are_those_of_the_page(decay_init: str, low: floa
     assert uniform.mean() == pytest.approx((uniform.min() + uniform.max()).item() / 2, rel=BACKBONES["mean of 100,000"])
 
 
+def test_every_other_entry_holds_and_the_rest_is_as_released() -> None:
+    torch.manual_seed(0)
+    released = initial_decay(1000, "released")
+    torch.manual_seed(0)
+    decay = initial_decay(1000, "hold")
+    assert torch.equal(decay[::2], released[::2])
+    steps = 1 / (8 * 0.5 * torch.nn.functional.softplus(decay[1::2].double()))
+    torch.testing.assert_close(steps, torch.full_like(steps, 1e16), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("how", ["forward", "step"])
+def test_what_a_held_entry_got_first_is_there_after_1000_other_tokens(how: str) -> None:
+    torch.manual_seed(0)
+    mixer = RecurrentMixer(16, heads=2, decay_init="hold")
+    x, reset = torch.randn(1, 1001, 16), torch.zeros(1, 1001, dtype=torch.bool)
+    reset[:, 0] = True
+    hidden = []
+    with torch.no_grad():
+        for length in (1, 1001):
+            state = mixer.init_state(1)
+            if how == "forward":
+                _, state = mixer(x[:, :length], state, reset[:, :length])
+            else:
+                for t in range(length):
+                    _, state = mixer.step(x[:, t], state, reset[:, t])
+            hidden.append(state.hidden)
+    assert hidden[0][:, 1::2].abs().min() > 1e-6
+    torch.testing.assert_close(hidden[1][:, 1::2], hidden[0][:, 1::2], rtol=1e-4, atol=1e-6)
+    others = hidden[0][:, ::2]
+    assert (hidden[1][:, ::2] - others).norm() > 0.5 * others.norm()
+
+
 def test_initial_values_are_the_papers() -> None:
     torch.manual_seed(0)
     mixer = RecurrentMixer(256, heads=2, output_std_scale=0.5)
@@ -152,7 +184,7 @@ def test_state_of_constant_tokens_is_the_geometric_sum() -> None:
         ({"heads": True}, "heads must be a whole number"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"dropout": -0.1}, "dropout must be in"),
-        ({"decay_init": "papers"}, "decay_init must be one of paper, released, got 'papers'"),
+        ({"decay_init": "papers"}, "decay_init must be one of paper, released, hold, got 'papers'"),
     ],
 )
 def test_option_outside_its_range_is_refused(options: dict[str, object], message: str) -> None:

@@ -39,6 +39,32 @@ def test_the_random_score_of_a_range_is_the_mean_of_its_lengths():
     assert t_maze.random_score("passive", 10**9) == 0.0
 
 
+def test_the_random_score_of_log_uniform_lengths_weighs_them_by_their_probability():
+    T = np.arange(2, 2000)
+    each = [t_maze.random_score("active", int(one)) for one in T]
+    mean = np.average(each, weights=np.log(T + 1) - np.log(T))
+    assert t_maze.random_score("active", (2, 1999), "log-uniform") == pytest.approx(mean, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", IDS)
+def test_log_uniform_lengths_have_a_uniform_logarithm(kind):
+    low, high, n = 3, 900, 20_000
+    mazes = TMazeVectorEnv(n, kind, (low, high), distribution="log-uniform")
+    mazes.reset(seed=0)
+    lengths = mazes._mazes.junction - mazes._mazes.start
+    assert (lengths.min(), lengths.max()) == (low, high)
+    for bound in (4, 10, 100, 500):  # the share below each
+        share = np.log(bound / low) / np.log((high + 1) / low)
+        assert abs((lengths < bound).mean() - share) < 4 * np.sqrt(share * (1 - share) / n)
+    one = gymnasium.make(IDS[kind], length=(low, high), distribution="log-uniform")
+    for row in range(20):
+        one.reset(seed=row)
+        assert one.unwrapped._mazes.junction[0] == mazes._mazes.junction[row]
+    mazes = TMazeVectorEnv(1000, kind, (7, 7), distribution="log-uniform")
+    mazes.reset(seed=0)
+    assert set(mazes._mazes.junction - mazes._mazes.start) == {7}
+
+
 @pytest.mark.parametrize("kind", IDS)
 def test_expert_episodes_return_1_in_every_length(kind):
     played = list(t_maze.trajectories(kind, (1, 30), episodes=300, seed=7))
@@ -55,9 +81,10 @@ def test_expert_episodes_return_1_in_every_length(kind):
 
 @pytest.mark.parametrize("kind", IDS)
 @pytest.mark.parametrize("policy", t_maze.POLICIES)
-def test_an_episode_is_what_the_environment_gives_for_its_seed_and_actions(kind, policy):
-    env = gymnasium.make(IDS[kind], length=(1, 12))
-    for one in t_maze.trajectories(kind, (1, 12), policy, episodes=40, seed=3):
+@pytest.mark.parametrize("drawn", t_maze.DISTRIBUTIONS)
+def test_an_episode_is_what_the_environment_gives_for_its_seed_and_actions(kind, policy, drawn):
+    env = gymnasium.make(IDS[kind], length=(1, 12), distribution=drawn)
+    for one in t_maze.trajectories(kind, (1, 12), policy, episodes=40, seed=3, distribution=drawn):
         obs = [env.reset(seed=one.seed)[0]]
         for action, reward in zip(one.action, one.reward, strict=True):
             observed, got, terminated, truncated, _ = env.step(action)
