@@ -102,7 +102,9 @@ def make(
     with _told_in_one_line(env_id, env_kwargs, native=vectorization == "native"):
         if vectorization == "native":
             quiet_mujoco()
-            asked = {"autoreset_mode": mode} if autoreset_mode is not None and takes_autoreset_mode(env_id) else {}
+            asked: dict[str, Any] = (
+                {"autoreset_mode": mode} if autoreset_mode is not None and takes_autoreset_mode(env_id) else {}
+            )
             own = gymnasium.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **env_kwargs, **asked)
             envs = _flat_vector(own, dropped)
         elif vectorization == "async":
