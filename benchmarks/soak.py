@@ -16,7 +16,8 @@ gau and transformer have three tokens a step and attend to 8 steps, flash has ch
 attend to 16; cloning reads no past. Window mode reads 5 steps, of hawk and transformer.
 "us a step" is the median of `Policy.act` for all rows, on whatever else the machine does.
 
-FILE is written after every case. Exit code 0: all equal; 1: a case failed, its row and step are named; 2: bad input.
+FILE is written after every case; the same command goes on with the cases that have not passed.
+Exit code 0: all equal; 1: a case failed, its row and step are named; 2: bad input.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,12 +41,12 @@ from rich.table import Table
 from soak_runs import LonePasses, Step, episodes_of, lone_steps, microseconds, played, scenario, targets_for
 
 from rlseq import backbones, data
-from rlseq.agents import Agent, BehaviourCloning, DecisionTransformer
+from rlseq.agents import Agent, BehaviourCloning, DecisionTransformer, Policy
 from rlseq.agents.behaviour_cloning import Config as CloningConfig
 from rlseq.agents.engines import ENGINES
 from rlseq.agents.policy import MODES
 from rlseq.cli import INTERRUPTED_EXIT
-from rlseq.errors import RlseqError
+from rlseq.errors import RlseqError, RunError
 from rlseq.progress import ProgressBar
 from rlseq.provenance import provenance
 from rlseq.training.checkpoint import write_json
@@ -88,13 +89,13 @@ class Result:
     rows: int
     steps: int
     episodes: int
-    difference: float
-    """The largest from the lone passes."""
-    difference_steps: float
-    """The largest from the lone steps."""
+    difference: float | None
+    """The largest from the lone passes; None for what is no number."""
+    difference_steps: float | None
+    """The largest from the lone steps, likewise."""
     missed_reset: float | None
     """None where the agent has no memory to reset."""
-    failed_rows: tuple[int, ...]
+    failed_rows: list[int]
     worst: str
     """Where the largest difference is."""
     us: float
@@ -143,15 +144,20 @@ def prepared(store: data.TrajectoryStore, rows: int, steps: int, seed: int) -> R
 
 
 def compared(
-    name: str, agent: Agent, mode: str, engines: Sequence[str], run: Run, show: Callable[[float, str], None]
+    name: str,
+    agent: Agent,
+    mode: str,
+    policies: Mapping[str, Callable[[], Policy]],
+    run: Run,
+    show: Callable[[float, str], None],
 ) -> Iterator[Result]:
-    """A result for each engine. The lone runs are made once: shown what the first engine did, they hold for all.
+    """A result for each policy. The lone runs are made once: shown what the first policy did, they hold for all.
 
     Args:
         name: of the agent.
-        agent: what acts.
+        agent: what acts alone.
         mode: see `Agent.policy`.
-        engines: names.
+        policies: what makes the policy of an engine, of all rows.
         run: what is played.
         show: told the share of the work that is done, and what comes now.
     """
@@ -161,20 +167,23 @@ def compared(
     rows = np.sort(np.random.default_rng(0).permutation(len(steps[0].reward))[:LONE_ROWS])
     lone: np.ndarray | None = None
     missed: float | None = None
-    whole = len(engines) + 2
+    whole = len(policies) + 2
+    if not policies:
+        return
 
     def shower(part: int, what: str) -> Callable[[float], None]:
         return lambda share: show((part + share) / whole, f"{name}, {mode}, {what}")
 
     stepped = lone_steps(agent.policy(1, mode=mode, window=window), rows, steps, targets, shower(0, "lone steps"))
-    for number, engine in enumerate(engines):
-        policy = agent.policy(len(steps[0].reward), mode=mode, window=window, engine=engine)
+    for number, (engine, make) in enumerate(policies.items()):
+        policy = make()
+        us = microseconds(policy, steps[:100])  # which leaves a past that the first step must forget
         actions = played(policy, steps, targets, shower(1 + number + (number > 0), engine))
         if lone is None:
             passes = LonePasses(agent, window, steps, targets, actions)
             lone = passes.read_all(episodes, shower(2, "lone passes"))
             missed = passes.missed(episodes) if agent.reads_past else None
-        result = judged(actions, lone, stepped, rows)
+        found = judged(actions, lone, stepped, rows)
         yield Result(
             name,
             engine,
@@ -183,10 +192,10 @@ def compared(
             steps=len(steps),
             episodes=len(episodes),
             missed_reset=missed,
-            us=microseconds(policy, steps),
-            **result,
+            us=us,
+            **found,
         )
-        if result["failed_rows"]:
+        if found["failed_rows"]:
             lone = None  # it was shown wrong actions
 
 
@@ -208,11 +217,16 @@ def judged(actions: np.ndarray, lone: np.ndarray, stepped: np.ndarray, rows: np.
     wrong = np.nan_to_num(either, nan=np.inf)
     step, row = np.unravel_index(np.argmax(wrong), wrong.shape)
     return {
-        "difference": float(of_passes.max()),
-        "difference_steps": float(of_steps.max()),
-        "failed_rows": tuple(int(each) for each in far),
+        "difference": number_or_none(of_passes.max()),
+        "difference_steps": number_or_none(of_steps.max()),
+        "failed_rows": far.tolist(),
         "worst": f"row {row} is off by {wrong[step, row]:.2g} at step {step}",
     }
+
+
+def number_or_none(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return float(value) if np.isfinite(value) else None
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -228,9 +242,7 @@ def table(results: Sequence[Result]) -> Table:
             one.engine,
             one.mode,
             f"{one.episodes:,}",
-            f"{one.difference:.1e}",
-            f"{one.difference_steps:.1e}",
-            "" if one.missed_reset is None else f"{one.missed_reset:.1e}",
+            *("" if x is None else f"{x:.1e}" for x in (one.difference, one.difference_steps, one.missed_reset)),
             f"{one.us:,.0f}",
             "yes" if one.passed else "NO",
         )
@@ -258,35 +270,82 @@ def parsed() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     return parser, options
 
 
+class Report:
+    """The results so far, and the file that has them; it is written after every case.
+
+    Args:
+        file: of an earlier sitting with the same settings, if it is there; None to keep nothing.
+        settings: all that decides a result, besides its case.
+
+    Raises:
+        RunError: the file has other settings, or is none of this script's.
+    """
+
+    def __init__(self, file: Path | None, settings: dict[str, Any]) -> None:
+        self.file, self.settings = file, settings
+        self.sittings: list[dict[str, Any]] = []
+        self.results: dict[tuple[str, str, str], Result] = {}
+        if file is None or not file.exists():
+            return
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            theirs, self.sittings = content["settings"], list(content["sittings"])
+            for one in content["results"]:
+                self.put(Result(**{key: value for key, value in one.items() if key != "passed"}))
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            told = f"{type(error).__name__}: {error}"
+            raise RunError(f"soak: {file} must be written by soak.py, got {told}. Give another --out.") from error
+        if theirs != settings:
+            raise RunError(f"soak: {file} must have the settings {settings}, got {theirs}. Give another --out.")
+
+    def put(self, result: Result) -> None:
+        """Adds a result, in place of one of the same case."""
+        self.results[result.backbone, result.mode, result.engine] = result
+
+    def lacks(self, name: str, mode: str, engine: str) -> bool:
+        """Whether a case has not passed yet."""
+        found = self.results.get((name, mode, engine))
+        return found is None or not found.passed
+
+    def write(self, sitting: dict[str, Any]) -> None:
+        """Writes the file, whole or not at all."""
+        if self.file is not None:
+            rows = [asdict(one) | {"passed": one.passed} for one in self.results.values()]
+            sittings = [*self.sittings, sitting]
+            write_json(self.file, {"settings": self.settings, "sittings": sittings, "results": rows})
+
+
 def main() -> None:
     """Plays, compares, prints the table."""
     parser, options = parsed()
     torch.set_num_threads(1)
+    where = provenance(shlex.join(["python", "benchmarks/soak.py", *sys.argv[1:]]))
+    settings = {"rows": options.rows, "steps": options.steps, "seed": options.seed, "tolerance": SAME}
     cases = [
         (name, mode) for mode in options.modes for name in options.backbones if mode == "recurrent" or name in WINDOWED
     ]
     if not cases:
         parser.error(f"window mode is soaked for {' and '.join(WINDOWED)}; add one of them to --backbones.")
-    where = provenance(shlex.join(["python", "benchmarks/soak.py", *sys.argv[1:]]))
-    results: list[Result] = []
     try:
-        store = store_of()
+        report, store = Report(options.out, settings), store_of()
         made = {name: agent_of(name, store) for name in options.backbones}
         run = prepared(store, options.rows, options.steps, options.seed)
         print(json.dumps(where), flush=True)
         with ProgressBar("soak", 1000 * len(cases)) as bar:
             for number, (name, mode) in enumerate(cases):
-                show = partial(shown, bar, number)
-                for result in compared(name, made[name], mode, options.engines, run, show):
-                    results.append(result)
-                    if options.out is not None:
-                        plain = [asdict(one) | {"passed": one.passed} for one in results]
-                        write_json(options.out, where | {"tolerance": SAME, "seed": options.seed, "results": plain})
+                window = WINDOW if mode == "window" else None
+                make = partial(made[name].policy, options.rows, mode=mode, window=window)
+                todo = [engine for engine in options.engines if report.lacks(name, mode, engine)]
+                policies = {engine: partial(make, engine=engine) for engine in todo}
+                for result in compared(name, made[name], mode, policies, run, partial(shown, bar, number)):
+                    report.put(result)
+                    report.write(where)
     except RlseqError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        print(f"soak.py: stopped; {len(results)} cases were done.", file=sys.stderr)
+        print("soak.py: stopped; the same command goes on.", file=sys.stderr)
         sys.exit(INTERRUPTED_EXIT)
+    results = list(report.results.values())
     Console(width=max(WIDE, Console().width)).print(table(results))
     for failed in (one.told for one in results if not one.passed):
         print(failed, file=sys.stderr)
