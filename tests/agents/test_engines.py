@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,25 +14,24 @@ import torch
 import rlseq
 from rlseq.agents import Agent, Policy
 from rlseq.errors import ConfigError, RunError, ShapeError, UnknownNameError
+from tests.scripts import load
 from tests.toys import OBS_SIZE, toy_agent, toy_store
 
+soak, runs = load("soak"), load("soak_runs")
+played = runs.played
+
 ROWS, STEPS = 5, 40
-SAME = 1e-5
+SAME = soak.SAME
 EXAMPLE = Path(__file__).parents[2] / "examples" / "act_from_onnx.py"
+# every backbone is in tests/test_soak.py, which compares with lone runs
 ONNX = [
     ("hawk-joint-previous", "recurrent"),
     ("hawk-interleaved", "recurrent"),
     ("hawk-joint", "window"),
-    ("griffin-joint", "recurrent"),
-    ("aaren-joint", "recurrent"),
-    ("flash-joint", "recurrent"),
-    ("gau-joint", "recurrent"),
-    ("transformer-interleaved", "recurrent"),
     ("transformer-joint", "window"),
-    ("cloning", "recurrent"),
     ("hawk-discrete", "recurrent"),
 ]
-COMPILED = [("hawk-joint", "recurrent"), ("transformer-joint", "window"), ("hawk-discrete", "recurrent")]
+COMPILED = [("transformer-joint", "window"), ("hawk-discrete", "recurrent")]
 
 
 @cache
@@ -42,19 +42,8 @@ def agent_of(kind: str) -> Agent:
     return toy_agent(kind.replace("-discrete", "-joint"), store, window=4, depth=1)
 
 
-def scenario(steps: int = STEPS, rows: int = ROWS) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Observations, rewards and episode starts at random times, none later than 20 steps after the last."""
-    rng, since = np.random.default_rng(3), np.zeros(rows, int)
-    found = []
-    for step in range(steps):
-        start = (rng.random(rows) < 0.1) | (since > 20) | (step == 0)
-        since = np.where(start, 0, since + 1)
-        found.append((rng.normal(size=(rows, OBS_SIZE)), rng.normal(size=rows), start))
-    return found
-
-
-def played(policy: Policy, steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> np.ndarray:
-    return np.stack([policy.act(*step) for step in steps])
+def scenario(steps: int = STEPS, rows: int = ROWS) -> list[Any]:
+    return runs.scenario(toy_store(), rows, steps, longest=20, seed=3)
 
 
 @cache
