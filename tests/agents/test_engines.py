@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 import rlseq
 from rlseq.agents import Agent, Policy
@@ -78,8 +79,14 @@ def test_an_onnx_graph_acts_as_pytorch_does(kind: str, mode: str) -> None:
 @pytest.mark.parametrize(("kind", "mode"), COMPILED)
 def test_a_compiled_step_acts_as_pytorch_does(kind: str, mode: str) -> None:
     agent = agent_of(kind)
-    compiled = played(agent.policy(ROWS, mode=mode, engine="compiled"), scenario())
-    np.testing.assert_allclose(compiled, played(agent.policy(ROWS, mode=mode), scenario()), atol=SAME)
+    before = counters["stats"]["unique_graphs"]
+    compiled, eager = agent.policy(ROWS, mode=mode, engine="compiled"), agent.policy(ROWS, mode=mode)
+    np.testing.assert_allclose(played(compiled, scenario()), played(eager, scenario()), atol=SAME)
+    for policy in (compiled, eager):
+        policy.reset([1])
+        policy.load_state_dict(policy.state_dict())
+    np.testing.assert_allclose(played(compiled, scenario()), played(eager, scenario()), atol=SAME)
+    assert counters["stats"]["unique_graphs"] == before + 1  # a compilation in the middle of acting is a stall
 
 
 @pytest.mark.parametrize("first", ["eager", "onnx"])

@@ -20,8 +20,18 @@ class Compiled(Eager):
     def __init__(self, step: ActingStep, rows: int) -> None:
         super().__init__(step, rows)
         on_gpu = self.device.type == "cuda"
+
+        def dense(*arguments: Any) -> tuple[Tensor, PolicyState]:
+            """A state like the first: other strides would be another graph."""
+            action, state = step(*arguments)
+            result: PolicyState = _pytree.tree_map(Tensor.contiguous, state)
+            return action, result
+
         compiled = torch.compile(
-            step, fullgraph=True, dynamic=False, **({"mode": "reduce-overhead"} if on_gpu else {"options": CPU_OPTIONS})
+            dense,
+            fullgraph=True,
+            dynamic=False,
+            **({"mode": "reduce-overhead"} if on_gpu else {"options": CPU_OPTIONS}),
         )
         self.run = self._owned(compiled) if on_gpu else compiled
         obs = np.zeros((rows, self.spec.obs_size), np.float32)

@@ -23,6 +23,7 @@ class Eager:
         self.names = tuple(leaf_name(path) for path, _ in leaves)
         self.run: Callable[..., tuple[Tensor, PolicyState]] = step
 
+    @torch.inference_mode()  # as the states that follow are: a compiled step is compiled once
     def initial_state(self) -> PolicyState:
         """See `Engine`."""
         return self.step.initial_state(self.rows)
@@ -36,6 +37,7 @@ class Eager:
         action, following = self.run(*(torch.from_numpy(x).to(self.device) for x in arrays), state)
         return action.cpu().numpy(), following
 
+    @torch.inference_mode()
     def native(self, array: np.ndarray) -> Tensor:
         """See `Engine`."""
         return torch.from_numpy(array.copy()).to(self.device)
