@@ -54,6 +54,8 @@ class Onnx:
         self._inputs = ["obs", "reward", "episode_start", "target_return", *state]
         # What does not decide the result (the reward, to a clone of behaviour) is no input of the graph.
         self._taken = {value.name for value in self._session.get_inputs()}
+        self._outputs = [value.name for value in self._session.get_outputs()]
+        self._in_place = frozenset(self.facts.get("in_place", ()))
 
     def initial_state(self) -> PolicyState:
         """See `Engine`."""
@@ -62,13 +64,41 @@ class Onnx:
         return self.restored(arrays)
 
     def __call__(
-        self, obs: np.ndarray, reward: np.ndarray, episode_start: np.ndarray, target_return: np.ndarray, state: Any
+        self,
+        obs: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        target_return: np.ndarray,
+        state: Any,
+        *,
+        consume: bool = False,
     ) -> tuple[np.ndarray, PolicyState]:
         """See `Engine`."""
         values = (obs, reward, episode_start, target_return, *state.memory, *state[1:])
         feed = {name: value for name, value in zip(self._inputs, values, strict=True) if name in self._taken}
-        action, *following = self._session.run(None, feed)
+        if consume and self._in_place:
+            action, *following = self._written_over(feed)
+        else:
+            action, *following = self._session.run(None, feed)
         return action, PolicyState(tuple(following[:-3]), *following[-3:])
+
+    def _written_over(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """The graph's outputs; those that it may write over its inputs lie where these lay."""
+        binding = self._session.io_binding()
+        for name, value in feed.items():
+            binding.bind_cpu_input(name, value)
+        for output in self._outputs:
+            name = output.removeprefix("next.")
+            if name in self._in_place:
+                array = feed[f"state.{name}"]
+                binding.bind_output(output, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            else:
+                binding.bind_output(output)
+        self._session.run_with_iobinding(binding)
+        return [
+            feed[f"state.{name}"] if (name := output.removeprefix("next.")) in self._in_place else value.numpy()
+            for output, value in zip(self._outputs, binding.get_outputs(), strict=True)
+        ]
 
     def native(self, array: np.ndarray) -> np.ndarray:
         """See `Engine`."""
@@ -194,6 +224,7 @@ def graph(step: ActingStep, facts: dict[str, Any]) -> bytes:
                 dynamic_shapes=batched,
                 input_names=["obs", "reward", "episode_start", "target_return", *(f"state.{n}" for n in names)],
                 output_names=["action", *(f"next.{n}" for n in names)],
+                custom_translation_table={torch.ops.aten.index_put.default: _scatter},
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -205,10 +236,51 @@ def graph(step: ActingStep, facts: dict[str, Any]) -> bytes:
         {"name": name, "shape": list(leaf.shape[1:]), "dtype": str(leaf.dtype).removeprefix("torch.")}
         for name, leaf in leaves
     ]
+    described = {"format": FORMAT, "spec": asdict(spec), "state": arrays, "in_place": _in_place(model, names), **facts}
     entry = model.metadata_props.add()
-    entry.key, entry.value = _KEY, json.dumps({"format": FORMAT, "spec": asdict(spec), "state": arrays, **facts})
+    entry.key, entry.value = _KEY, json.dumps(described)
     content: bytes = model.SerializeToString()
     return content
+
+
+def _in_place(model: Any, names: list[str]) -> list[str]:
+    """The arrays of the state whose next one may be written over them.
+
+    Where one scatter makes it of the old one, and all else that reads the old one is a copy of some rows on which that
+    scatter waits.
+    """
+    nodes = list(model.graph.node)
+    maker = {output: node for node in nodes for output in node.output}
+    found = []
+    for name in names:
+        scatter = maker.get(f"next.{name}")
+        if scatter is None or scatter.op_type != "ScatterND" or scatter.input[0] != f"state.{name}":
+            continue
+        readers = [node for node in nodes if f"state.{name}" in node.input and node.op_type != "Shape"]
+        readers.remove(scatter)
+        waited, queue = set(), [*scatter.input[1:]]
+        while queue:
+            value = queue.pop()
+            if value in maker and value not in waited:
+                waited.add(value)
+                queue.extend(maker[value].input)
+        if all(node.op_type == "Gather" and node.output[0] in waited for node in readers):
+            found.append(name)
+    return found
+
+
+def _scatter(data: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
+    """index_put of whole entries at lists of as many indices is one ScatterND; the exporter's own is twenty nodes."""
+    from onnxscript import opset20 as op
+    from onnxscript.function_libs.torch_lib.ops.core import aten_index_put
+
+    lists: list[Any] = [index for index in indices if index is not None and len(index.shape) == 1]
+    one_length = len({str(index.shape) for index in lists}) == 1 and None not in lists[0].shape
+    whole = len(values.shape) == len(data.shape) - len(lists) + 1 and values.shape[0] == lists[0].shape[0]
+    if accumulate or len(lists) < len(indices) or not one_length or not whole:
+        return aten_index_put(data, indices, values, accumulate)
+    columns: list[Any] = [op.Unsqueeze(index, op.Constant(value_ints=[-1])) for index in lists]
+    return op.ScatterND(data, columns[0] if len(columns) == 1 else op.Concat(*columns, axis=-1), values)
 
 
 def read_facts(text: str | None, name: str) -> dict[str, Any]:
