@@ -284,6 +284,40 @@ def test_a_token_that_is_not_finite_spoils_those_that_see_it_and_leaves_no_trace
 
 
 @pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("wild", [math.inf, -math.inf, math.nan])
+def test_steps_without_gradients_lose_the_same_tokens_to_one_that_is_not_finite(which: int, wild: float) -> None:
+    *tokens, reset = _inputs(30, resets=0.06, seed=2)
+    tokens[which][0, 5, 1] = tokens[which][1, 17, 0] = wild
+    expected, last = chunk_attention(*tokens, 4, _bias(4), None, reset)
+    state, outputs = ChunkState.zeros(2, 4, 4, 5, dtype=torch.float64), []
+    with torch.no_grad():
+        for t in range(30):
+            one = [part[:, t : t + 1] for part in tokens]
+            o, state = chunk_attention(*one, 4, _bias(4), state, reset[:, t : t + 1])
+            outputs.append(o)
+    assert expected.isnan().any()
+    for got, wanted in zip((torch.cat(outputs, dim=1), *_seen(state)), (expected, *_seen(last)), strict=True):
+        assert torch.allclose(got, wanted, rtol=0.0, atol=EXACT, equal_nan=True)
+
+
+@implementations
+@pytest.mark.parametrize("length", [1, 9])
+@pytest.mark.parametrize("wild", [1e3, math.inf, math.nan])
+def test_a_chunk_that_is_complete_is_seen_by_its_mean_alone(name: str, length: int, wild: float) -> None:
+    *tokens, _ = _inputs(length)
+    state = _state(4, 8)._replace(count=torch.tensor([8, 6]))
+    stale = [one.clone() for one in state[1:4]]
+    for one in stale:
+        one[0] = wild
+    function = implementation("chunk_attention", name)
+    for guarded in (True, False):
+        with torch.set_grad_enabled(guarded):
+            got, new = function(*tokens, 4, _bias(4), ChunkState(state.mean, *stale, state.count), None)
+            expected, other = function(*tokens, 4, _bias(4), state, None)
+        assert worst([got, *_seen(new)], [expected, *_seen(other)]) < EXACT
+
+
+@pytest.mark.parametrize("which", range(5))
 def test_the_carried_state_remembers_what_is_not_finite_until_a_reset(which: int) -> None:
     *tokens, reset = _inputs(40, resets=0.04, seed=4)
     tokens[which][0, 3, 0] = tokens[which][1, 21, 2] = math.inf

@@ -38,7 +38,7 @@ _ADVICE = 'Install it: pip install "rlseq[onnx]".'
 
 
 class Onnx:
-    """Runs a graph for a fixed number of rows; see `Engine`."""
+    """Runs a graph for a fixed number of rows; see `Engine`. What is given away is written in place where it can be."""
 
     def __init__(self, model: bytes | str, rows: int) -> None:
         runtime = _runtime()
@@ -271,15 +271,16 @@ def _in_place(model: Any, names: list[str]) -> list[str]:
 
 def _scatter(data: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
     """index_put of whole entries at lists of as many indices is one ScatterND; the exporter's own is twenty nodes."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
     from onnxscript.function_libs.torch_lib.ops.core import aten_index_put
 
-    lists: list[Any] = [index for index in indices if index is not None and len(index.shape) == 1]
+    op: Any = opset20
+    lists = [index for index in indices if index is not None and len(index.shape) == 1]
     one_length = len({str(index.shape) for index in lists}) == 1 and None not in lists[0].shape
     whole = len(values.shape) == len(data.shape) - len(lists) + 1 and values.shape[0] == lists[0].shape[0]
     if accumulate or len(lists) < len(indices) or not one_length or not whole:
         return aten_index_put(data, indices, values, accumulate)
-    columns: list[Any] = [op.Unsqueeze(index, op.Constant(value_ints=[-1])) for index in lists]
+    columns = [op.Unsqueeze(index, op.Constant(value_ints=[-1])) for index in lists]
     return op.ScatterND(data, columns[0] if len(columns) == 1 else op.Concat(*columns, axis=-1), values)
 
 
