@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import tempfile
 import warnings
@@ -34,6 +35,8 @@ FORMAT = 1
 OPSET = 20
 TOLERANCE = 1e-4
 _KEY = "rlseq"
+_WORTH_BINDING = 1 << 22
+"""Bytes of state whose copy takes longer than to bind every array to its memory, at every step."""
 _ADVICE = 'Install it: pip install "rlseq[onnx]".'
 
 
@@ -55,7 +58,9 @@ class Onnx:
         # What does not decide the result (the reward, to a clone of behaviour) is no input of the graph.
         self._taken = {value.name for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
-        self._in_place = frozenset(self.facts.get("in_place", ()))
+        in_place = [array for array in self.facts["state"] if array["name"] in self.facts.get("in_place", ())]
+        copied = rows * sum(math.prod(one["shape"]) * np.dtype(one["dtype"]).itemsize for one in in_place)
+        self._in_place = frozenset(one["name"] for one in in_place) if copied >= _WORTH_BINDING else frozenset()
 
     def initial_state(self) -> PolicyState:
         """See `Engine`."""
