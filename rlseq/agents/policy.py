@@ -27,7 +27,6 @@ class Policy:
     """Acts for num_envs environments; made by `Agent.policy`, where the arguments are explained.
 
     Attributes:
-        state: the `PolicyState` that `act` reads and replaces.
         target_return: (N,) float64, raw, what an episode that starts asks for; may be changed.
     """
 
@@ -37,7 +36,17 @@ class Policy:
         if target.shape not in ((), (num_envs,)) or not np.isfinite(target).all():
             raise ConfigError(f"policy: target_return must be one finite number or {num_envs} of them, got {target}.")
         self.target_return = np.broadcast_to(target, num_envs).copy()
-        self.state = engine.initial_state()
+        self._state, self._seen = engine.initial_state(), False
+
+    @property
+    def state(self) -> PolicyState:
+        """What `act` reads and replaces; a state that was read or set here is never changed in place."""
+        self._seen = True
+        return self._state
+
+    @state.setter
+    def state(self, state: PolicyState) -> None:
+        self._state, self._seen = state, True
 
     @property
     def mode(self) -> str:
@@ -52,21 +61,21 @@ class Policy:
 
     def reset(self, rows: ArrayLike | None = None) -> None:
         """Forgets rows (indices or mask), or all: their next observation starts an episode whatever the caller says."""
-        clock = _host(self.state.timestep).copy()
+        clock = _host(self._state.timestep).copy()
         clock[slice(None) if rows is None else np.asarray(rows)] = -1
-        self.state = self.state._replace(timestep=self.engine.native(clock))
+        self._state = self._state._replace(timestep=self.engine.native(clock))
 
     @property
     def state_bytes(self) -> int:
         """Bytes that one environment's state occupies, of the memory that the mode carries."""
-        return sum(array.nbytes for array in self.engine.arrays(self.state)) // self.num_envs
+        return sum(array.nbytes for array in self.engine.arrays(self._state)) // self.num_envs
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Everything that the next action depends on besides the weights: stop here, go on elsewhere, exactly.
 
         The arrays have the same names whatever the engine, so another engine may go on.
         """
-        arrays = self.engine.arrays(self.state)
+        arrays = self.engine.arrays(self._state)
         return {"target_return": self.target_return.copy(), **dict(zip(self.engine.names, arrays, strict=True))}
 
     def load_state_dict(self, values: Mapping[str, np.ndarray]) -> None:
@@ -114,7 +123,8 @@ class Policy:
         Raises:
             ShapeError: wrong shape or dtype, NaN, a reward missing; the message names the row. The state is unchanged.
         """
-        action, self.state = self.predict(obs, self.state, reward, episode_start)
+        action, self._state = self._stepped(obs, self._state, reward, episode_start, consume=not self._seen)
+        self._seen = False
         return action
 
     def predict(
@@ -125,6 +135,17 @@ class Policy:
         episode_start: ArrayLike | None = None,
     ) -> tuple[np.ndarray, PolicyState]:
         """`act` as a pure function: same inputs, same action and state; nothing of the policy changes."""
+        return self._stepped(obs, state, reward, episode_start, consume=False)
+
+    def _stepped(
+        self,
+        obs: ArrayLike,
+        state: PolicyState,
+        reward: ArrayLike | None,
+        episode_start: ArrayLike | None,
+        *,
+        consume: bool,
+    ) -> tuple[np.ndarray, PolicyState]:
         rows = np.asarray(obs)
         alone = self.num_envs == 1 and rows.ndim == 1
         if alone:
@@ -135,7 +156,7 @@ class Policy:
         rows, rewards, start = self._checked(rows, clock, reward, episode_start)
         if self.spec.longest_episode is not None:
             check_episode_length(int(np.where(start, 0, clock + 1).max()) + 1, self.spec.longest_episode)
-        action, following = self.engine(rows, rewards, start, self.target_return, state)
+        action, following = self.engine(rows, rewards, start, self.target_return, state, consume=consume)
         return (action[0] if alone else action), following
 
     def _checked(

@@ -18,7 +18,7 @@ from rlseq.backbones._protocol import check_fraction, check_positive
 from rlseq.backbones._rope import rotate
 from rlseq.backbones._stack import WindowConfig, fan_in_linear
 from rlseq.errors import ConfigError
-from rlseq.kernels import AttentionState, ChunkState, local_attention, positions
+from rlseq.kernels import AttentionState, ChunkState, local_attention, positions, put
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ class AttentionMixer(nn.Module):
 
     def step(self, x: Tensor, state: AttentionState, reset: Tensor | None = None) -> tuple[Tensor, AttentionState]:
         """(B, D), (B,) -> (B, D), next ring; plain tensor code, because acting is bound by the number of calls."""
-        state = state if reset is None else forget(state, reset)
+        state = state if reset is None else state._replace(count=state.count.masked_fill(reset, 0))
         q, k, v = self._project(x, state.count)
-        seen, state = write(state, k, v)
+        seen, state = write(state, k, v, reset)
         attended = F.scaled_dot_product_attention(
             q.unflatten(1, (self.key_heads, -1)),
             state.key.to(q.dtype).transpose(1, 2),
@@ -140,26 +140,21 @@ def token_positions(x: Tensor, state: AttentionState | ChunkState | None, reset:
     return positions(count, reset, x.shape[1])
 
 
-def forget(state: AttentionState, reset: Tensor) -> AttentionState:
-    """Empty the rings of the rows (B,) that start anew; by selection, because a weight of 0 does not silence a NaN."""
-    rows = reset[:, None, None, None]
-    return AttentionState(
-        state.key.masked_fill(rows, 0.0), state.value.masked_fill(rows, 0.0), state.count.masked_fill(reset, 0)
-    )
+def write(state: AttentionState, k: Tensor, v: Tensor, reset: Tensor | None) -> tuple[Tensor, AttentionState]:
+    """One token's key and value (B, Hk, E) into the ring; the rows (B,) of reset are emptied, even of NaN, before.
 
-
-def write(state: AttentionState, k: Tensor, v: Tensor) -> tuple[Tensor, AttentionState]:
-    """One token's key and value (B, Hk, E) into the ring.
+    Args:
+        state: its count is that of the rows of reset already set to 0.
+        k: (B, Hk, E).
+        v: (B, Hk, Ev).
+        reset: (B,) bool or None.
 
     Returns:
         (B, W) distance of every slot's token from the new one, negative where a slot is empty; the next ring.
     """
-    key, value, count = state
-    window = key.shape[1]
+    count, window = state.count, state.key.shape[1]
     slot = torch.remainder(count, window)
-    index = slot.view(-1, 1, 1, 1)
-    key = key.scatter(1, index.expand(-1, 1, *key.shape[2:]), k.unsqueeze(1).to(key.dtype))
-    value = value.scatter(1, index.expand(-1, 1, *value.shape[2:]), v.unsqueeze(1).to(value.dtype))
+    key, value = put((state.key, state.value), slot, (k, v), reset)
     distance = torch.remainder(slot.unsqueeze(1) - torch.arange(window, device=count.device), window)
     seen = torch.where(distance <= count.unsqueeze(1), distance, -1)
     return seen, AttentionState(key, value, count + 1)

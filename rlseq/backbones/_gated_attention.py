@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rlseq.backbones._attention import forget, token_positions, write
+from rlseq.backbones._attention import token_positions, write
 from rlseq.backbones._protocol import check_choice, check_positive
 from rlseq.backbones._rope import rotated_views
 from rlseq.backbones._stack import MixerConfig, StackConfig, WindowConfig, fan_in_linear
@@ -160,9 +160,9 @@ class GauMixer(GatedAttention):
 
     def step(self, x: Tensor, state: AttentionState, reset: Tensor | None = None) -> tuple[Tensor, AttentionState]:
         """(B, D), (B,) -> (B, D), next ring; plain tensor code, because acting is bound by the number of calls."""
-        state = state if reset is None else forget(state, reset)
+        state = state if reset is None else state._replace(count=state.count.masked_fill(reset, 0))
         u, q, k, v = self._queries(x, state.count)
-        seen, state = write(state, k, v)
+        seen, state = write(state, k, v, reset)
         key, value = (ring.squeeze(2).to(u.dtype) for ring in (state.key, state.value))
         scores = (key @ q.transpose(1, 2)).squeeze(2) / self.window + self.bias[seen.clamp_min(0)]
         weights = scores.relu().square().masked_fill(seen < 0, 0.0).to(u.dtype)
@@ -198,5 +198,8 @@ class FlashMixer(GatedAttention):
 
     def step(self, x: Tensor, state: ChunkState, reset: Tensor | None = None) -> tuple[Tensor, ChunkState]:
         """(B, D), (B,) -> (B, D), next state."""
-        y, state = self(x.unsqueeze(1), state, None if reset is None else reset.unsqueeze(1))
-        return y.squeeze(1), state
+        u, v, views = self.project(x, state.count if reset is None else state.count.masked_fill(reset, 0))
+        q_quad, k_quad, q_lin, k_lin, v = (one.unsqueeze(1) for one in (*views, v))
+        reset = None if reset is None else reset.unsqueeze(1)
+        o, state = chunk_attention(q_quad, k_quad, q_lin, k_lin, v, self.chunk, self.bias, state, reset)
+        return self.out(u * o.squeeze(1)), state

@@ -46,6 +46,9 @@ def rotated_views(z: Tensor, gamma: Tensor, beta: Tensor, position: Tensor, size
         position: (...) int64 tokens since the last reset.
         size: R, even, at most E.
     """
+    if z.dim() == 2:
+        # a step is bound by the number of calls
+        return rotate(torch.addcmul(beta, z.unsqueeze(-2), gamma), position, size).unbind(-2)
     function: Callable[..., tuple[Tensor, ...]] = _RotatedViews.apply
     return function(z, gamma, beta, *_turns(position, size, z.shape[-1], z.dtype))
 
@@ -88,6 +91,11 @@ class _RotatedViews(torch.autograd.Function):
 def _turned(x: Tensor, factor: Tensor, sine: Tensor) -> Tensor:
     """The product x * factor, plus the other one of each pair times its sine; see ``_turns``."""
     half = sine.shape[-1]
+    if torch.compiler.is_exporting():
+        # a write in place is a dozen nodes of an ONNX graph
+        left, right, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+        cosine = factor[..., :half]
+        return torch.cat([left * cosine - right * sine, right * cosine + left * sine, rest], dim=-1)
     y = x * factor
     y[..., :half].addcmul_(x[..., half : 2 * half], -sine)
     y[..., half : 2 * half].addcmul_(x[..., :half], sine)

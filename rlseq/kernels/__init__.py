@@ -9,7 +9,7 @@ everywhere.
 
 from __future__ import annotations
 
-from rlseq.kernels._attention import positions
+from rlseq.kernels._attention import positions, put
 from rlseq.kernels._dispatch import Status, plain_operations, status
 from rlseq.kernels._threads import rule_torch
 from rlseq.kernels.causal_conv import causal_conv
@@ -33,6 +33,7 @@ __all__ = [
     "local_attention",
     "plain_operations",
     "positions",
+    "put",
     "rg_lru",
     "rms_norm",
     "softmax_scan",

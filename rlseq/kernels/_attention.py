@@ -77,6 +77,39 @@ def latest(flags: Tensor, first: int = 0) -> Tensor:
     return marked.cummax(dim=1).values
 
 
+def all_nan(tokens: Tensor) -> Tensor:
+    """Tokens (..., s), each that has an entry that is not finite NaN as a whole: then a product with it is NaN."""
+    return tokens + (tokens * 0.0).sum(-1, keepdim=True)
+
+
+def rows_of(flags: Tensor) -> Tensor | None:
+    """Indices (n,) of the rows that flags (B,) marks; None where no size may depend on values."""
+    if can_look(flags) or (torch.compiler.is_exporting() and flags.device.type == "cpu"):
+        return flags.nonzero().flatten()
+    return None
+
+
+def put(rings: Sequence[Tensor], slot: Tensor, tokens: Sequence[Tensor], fresh: Tensor | None) -> list[Tensor]:
+    """Rings (B, W, ...) with a token (B, ...) in a slot (B,) each, out of place; (B,) rows that are fresh are emptied.
+
+    A fresh row's slot is 0. It is one scatter a ring: what a row costs does not depend on W unless it is fresh.
+    """
+    tokens = [token.to(ring.dtype) for ring, token in zip(rings, tokens, strict=True)]
+    index = torch.arange(slot.shape[0], device=slot.device)
+    if fresh is not None and may_hold(fresh):
+        rows, window = rows_of(fresh), rings[0].shape[1]
+        if rows is None:
+            rings = [cut_out(ring, fresh[:, None].expand(-1, window)) for ring in rings]
+        else:
+            rest = torch.arange(1, window, device=slot.device).expand(rows.shape[0], -1)
+            index = torch.cat([index, rows[:, None].expand_as(rest).flatten()])
+            slot = torch.cat([slot, rest.flatten()])
+            tokens = [
+                torch.cat([token, token.new_zeros(()).expand(rest.numel(), *token.shape[1:])]) for token in tokens
+            ]
+    return [ring.index_put((index, slot), token) for ring, token in zip(rings, tokens, strict=True)]
+
+
 def chosen(tokens: Tensor, index: Tensor, filled: Tensor | None = None) -> Tensor:
     """Copy tokens (B, M, ...) at index (B, C), zeros where filled (B, C) is False; whole ones, as gather does not."""
     batch, length = tokens.shape[:2]

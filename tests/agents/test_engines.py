@@ -13,8 +13,9 @@ import torch
 from torch._dynamo.utils import counters
 
 import rlseq
-from rlseq.agents import Agent, Policy
+from rlseq.agents import Agent, DecisionTransformer, Policy
 from rlseq.errors import ConfigError, RunError, ShapeError, UnknownNameError
+from rlseq.kernels import ChunkState
 from tests.scripts import load
 from tests.toys import OBS_SIZE, toy_agent, toy_store
 
@@ -146,6 +147,74 @@ def test_predict_is_pure_whatever_the_engine(engine: str) -> None:
     np.testing.assert_array_equal(first, acted)
     for array, other in zip(policy.engine.arrays(state), policy.engine.arrays(policy.state), strict=True):
         np.testing.assert_array_equal(array, other)
+
+
+@cache
+def of_ring(backbone: str) -> Agent:
+    """An agent whose layers keep rings that the scenario goes round several times."""
+    torch.manual_seed(0)
+    ring = {"chunk": 3} if backbone == "flash" else {"window": 5}
+    sizes = {"width": 16, "depth": 3 if backbone == "griffin" else 2, **ring}
+    return DecisionTransformer.for_data(
+        toy_store(), backbone, window=4, tokens="joint", timestep_embedding=False, backbone_options=sizes
+    ).eval()
+
+
+@cache
+def ring_policy(backbone: str) -> Policy:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    return of_ring(backbone).policy(ROWS, engine="onnx")
+
+
+RINGS = ("flash", "gau", "transformer", "griffin")
+
+
+@pytest.mark.parametrize("backbone", RINGS)
+def test_the_onnx_engine_writes_its_own_rings_in_place_and_no_state_that_was_read(
+    backbone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = ring_policy(backbone).engine
+    assert not engine._in_place  # so small a state is copied
+    monkeypatch.setattr(engine, "_in_place", frozenset(engine.facts["in_place"]))
+    policy = Policy(engine, ROWS, target_return=None)
+    rings = {name for name in engine.names if name.split(".")[-1] in (*ChunkState._fields[:4], "key", "value")}
+    assert set(engine.facts["in_place"]) == rings
+    policy.state = engine.initial_state()
+    expected, pure, kept = of_ring(backbone).policy(ROWS), engine.initial_state(), []
+    for number, step in enumerate(scenario()):
+        if number % 7 == 3:
+            kept.append((policy.state, engine.arrays(policy.state)))
+        action, (other, pure) = policy.act(*step), policy.predict(step[0], pure, *step[1:])
+        np.testing.assert_array_equal(action, other)
+        np.testing.assert_allclose(action, expected.act(*step), atol=SAME)
+    for state, before in (*kept, (pure, engine.arrays(policy.state))):
+        for array, copy in zip(engine.arrays(state), before, strict=True):
+            np.testing.assert_array_equal(array, copy)
+    # the last act but one gave the state away, and this one goes on in its memory
+    policy.act(*scenario()[-1])
+    before = policy._state.memory
+    policy.act(*scenario()[-1])
+    same = [one is other for one, other in zip(policy._state.memory, before, strict=True)]
+    assert sum(same) == len(rings)
+
+
+@pytest.mark.parametrize("engine", ["eager", "onnx"])
+@pytest.mark.parametrize("backbone", RINGS)
+def test_a_row_that_starts_forgets_a_memory_of_nan(backbone: str, engine: str) -> None:
+    policy = ring_policy(backbone) if engine == "onnx" else of_ring(backbone).policy(ROWS)
+    policy.state = policy.initial_state()
+    played(policy, scenario(17))
+    good, late = policy.state_dict(), np.array([True] + [False] * (ROWS - 1))
+    steps = [(obs, reward, late & (number == 0)) for number, (obs, reward, _) in enumerate(scenario(9))]
+    expected = played(policy, steps)
+    for wild in (np.nan, np.inf, 1e3):
+        spoiled = {name: array.copy() for name, array in good.items()}
+        for name, array in spoiled.items():
+            if name.startswith("memory.") and array.dtype.kind == "f":
+                array[0] = wild
+        policy.load_state_dict(spoiled)
+        np.testing.assert_array_equal(played(policy, steps), expected)
 
 
 def test_a_file_acts_with_any_number_of_rows_and_keeps_its_facts(file: Path) -> None:

@@ -26,7 +26,7 @@ ENGINES = {
 
 
 class Engine(Protocol):
-    """Runs an acting step for a fixed number of rows. A state is never changed in place.
+    """Runs an acting step for a fixed number of rows. A state is not changed in place, unless it is given away.
 
     Attributes:
         spec: the step's facts.
@@ -41,9 +41,19 @@ class Engine(Protocol):
         ...
 
     def __call__(
-        self, obs: np.ndarray, reward: np.ndarray, episode_start: np.ndarray, target_return: np.ndarray, state: Any
+        self,
+        obs: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        target_return: np.ndarray,
+        state: Any,
+        *,
+        consume: bool = False,
     ) -> tuple[np.ndarray, PolicyState]:
-        """See `ActingStep.forward`; arrays instead of tensors, and a state of the engine's own making."""
+        """See `ActingStep.forward`; arrays instead of tensors, and a state of the engine's own making.
+
+        With consume the caller gives the state away: nobody reads it again, and the next one may lie in its memory.
+        """
         ...
 
     def native(self, array: np.ndarray) -> Any:

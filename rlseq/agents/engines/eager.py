@@ -30,7 +30,14 @@ class Eager:
 
     @torch.inference_mode()
     def __call__(
-        self, obs: np.ndarray, reward: np.ndarray, episode_start: np.ndarray, target_return: np.ndarray, state: Any
+        self,
+        obs: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        target_return: np.ndarray,
+        state: Any,
+        *,
+        consume: bool = False,
     ) -> tuple[np.ndarray, PolicyState]:
         """See `Engine`."""
         arrays = (obs, reward, episode_start, target_return)

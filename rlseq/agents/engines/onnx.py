@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import tempfile
 import warnings
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlseq.agents.acting import ActingSpec, ActingStep, PolicyState
+from rlseq.agents.engines._graph import in_place, translations
 from rlseq.errors import ConfigError, RunError
 from rlseq.kernels import plain_operations
 
@@ -34,11 +36,13 @@ FORMAT = 1
 OPSET = 20
 TOLERANCE = 1e-4
 _KEY = "rlseq"
+_WORTH_BINDING = 1 << 22
+"""Bytes of state whose copy takes longer than to bind every array to its memory, at every step."""
 _ADVICE = 'Install it: pip install "rlseq[onnx]".'
 
 
 class Onnx:
-    """Runs a graph for a fixed number of rows; see `Engine`."""
+    """Runs a graph for a fixed number of rows; see `Engine`. What is given away is written in place where it can be."""
 
     def __init__(self, model: bytes | str, rows: int) -> None:
         runtime = _runtime()
@@ -54,6 +58,10 @@ class Onnx:
         self._inputs = ["obs", "reward", "episode_start", "target_return", *state]
         # What does not decide the result (the reward, to a clone of behaviour) is no input of the graph.
         self._taken = {value.name for value in self._session.get_inputs()}
+        self._outputs = [value.name for value in self._session.get_outputs()]
+        in_place = [array for array in self.facts["state"] if array["name"] in self.facts.get("in_place", ())]
+        copied = rows * sum(math.prod(one["shape"]) * np.dtype(one["dtype"]).itemsize for one in in_place)
+        self._in_place = frozenset(one["name"] for one in in_place) if copied >= _WORTH_BINDING else frozenset()
 
     def initial_state(self) -> PolicyState:
         """See `Engine`."""
@@ -62,13 +70,41 @@ class Onnx:
         return self.restored(arrays)
 
     def __call__(
-        self, obs: np.ndarray, reward: np.ndarray, episode_start: np.ndarray, target_return: np.ndarray, state: Any
+        self,
+        obs: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        target_return: np.ndarray,
+        state: Any,
+        *,
+        consume: bool = False,
     ) -> tuple[np.ndarray, PolicyState]:
         """See `Engine`."""
         values = (obs, reward, episode_start, target_return, *state.memory, *state[1:])
         feed = {name: value for name, value in zip(self._inputs, values, strict=True) if name in self._taken}
-        action, *following = self._session.run(None, feed)
+        if consume and self._in_place:
+            action, *following = self._written_over(feed)
+        else:
+            action, *following = self._session.run(None, feed)
         return action, PolicyState(tuple(following[:-3]), *following[-3:])
+
+    def _written_over(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """The graph's outputs; those that it may write over its inputs lie where these lay."""
+        binding = self._session.io_binding()
+        for name, value in feed.items():
+            binding.bind_cpu_input(name, value)
+        for output in self._outputs:
+            name = output.removeprefix("next.")
+            if name in self._in_place:
+                array = feed[f"state.{name}"]
+                binding.bind_output(output, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            else:
+                binding.bind_output(output)
+        self._session.run_with_iobinding(binding)
+        return [
+            feed[f"state.{name}"] if (name := output.removeprefix("next.")) in self._in_place else value.numpy()
+            for output, value in zip(self._outputs, binding.get_outputs(), strict=True)
+        ]
 
     def native(self, array: np.ndarray) -> np.ndarray:
         """See `Engine`."""
@@ -194,8 +230,8 @@ def graph(step: ActingStep, facts: dict[str, Any]) -> bytes:
                 dynamic_shapes=batched,
                 input_names=["obs", "reward", "episode_start", "target_return", *(f"state.{n}" for n in names)],
                 output_names=["action", *(f"next.{n}" for n in names)],
+                custom_translation_table=translations(),
                 verbose=False,
-                custom_translation_table={torch.ops.aten.rms_norm.default: _rms_norm},
             )
     except torch.onnx.errors.OnnxExporterError as error:
         told = " ".join(str(error.__cause__ or error).split())[:300]
@@ -206,19 +242,11 @@ def graph(step: ActingStep, facts: dict[str, Any]) -> bytes:
         {"name": name, "shape": list(leaf.shape[1:]), "dtype": str(leaf.dtype).removeprefix("torch.")}
         for name, leaf in leaves
     ]
+    described = {"format": FORMAT, "spec": asdict(spec), "state": arrays, "in_place": in_place(model, names), **facts}
     entry = model.metadata_props.add()
-    entry.key, entry.value = _KEY, json.dumps({"format": FORMAT, "spec": asdict(spec), "state": arrays, **facts})
+    entry.key, entry.value = _KEY, json.dumps(described)
     content: bytes = model.SerializeToString()
     return content
-
-
-def _rms_norm(x: Any, shape: Any, weight: Any, eps: float) -> Any:
-    """In the words that onnxruntime knows as one operation; PyTorch's own translation is six to it."""
-    import onnxscript
-
-    op: Any = onnxscript.opset20
-    mean = op.ReduceMean(op.Pow(x, 2.0), [-1], keepdims=1)
-    return op.Mul(op.Div(x, op.Sqrt(op.Add(mean, eps))), weight)
 
 
 def read_facts(text: str | None, name: str) -> dict[str, Any]:

@@ -36,8 +36,8 @@ def chunk_attention(
 
     A token whose key or value has an entry that is NaN or infinite makes the outputs of those that see it NaN, and
     leaves no trace in others, neither in values nor in gradients; a query that is not finite spoils its own output.
-    k_quad is seen in its own chunk, k_lin in later ones, v in both. The state keeps the token as it is until its chunk
-    is complete; then the whole mean is NaN.
+    k_quad is seen in its own chunk, k_lin in later ones, v in both. The state keeps NaN in its place until its
+    chunk is complete; then the whole mean is NaN.
 
     Args:
         q_quad: (B, L, s) queries inside a chunk, L >= 1; float32, bfloat16, float16 or float64.

@@ -13,11 +13,14 @@ from rlseq.kernels._attention import cut_out, may_hold
 class ChunkState(NamedTuple):
     """What the next token can see; its position is ``count``, its slot in the current chunk count mod C.
 
+    A key or value that has an entry that is not finite is kept as NaN.
+
     Attributes:
         mean: (B, s, e) float64 mean of S_n over the complete chunks n; zeros if there is none.
-        key_quad: (B, C, s) k_quad of the tokens so far in the current chunk; empty slots are zero.
-        key_lin: (B, C, s) k_lin of those tokens; empty slots are zero.
-        value: (B, C, e) v of those tokens; empty slots are zero.
+        key_quad: (B, C, s) k_quad of the tokens so far in the current chunk; empty slots are zero, but a chunk that is
+            complete may stay until the next token comes.
+        key_lin: (B, C, s) k_lin of those tokens, likewise.
+        value: (B, C, e) v of those tokens, likewise.
         count: (B,) int64 tokens since the last reset.
     """
 

@@ -18,6 +18,7 @@ from rlseq.kernels._arguments import compute_dtype
 from rlseq.kernels._attention import (
     Attention,
     Span,
+    all_nan,
     attend,
     broken,
     chosen,
@@ -138,6 +139,10 @@ def _piece(
     if state is not None and not aligned:
         slot = torch.remainder(state.count[:, None] + torch.arange(chunk, device=state.count.device), chunk)
         carried = tuple(chosen(one, slot) for one in state[1:4])
+        complete = torch.remainder(state.count, chunk) == 0
+        if may_hold(complete):
+            # their tokens are in the mean
+            carried = tuple(cut_out(one, complete[:, None].expand(-1, chunk)) for one in carried)
     past = chunk if carried else 0
     count = given[-1].new_zeros(batch, dtype=torch.int64) if state is None else state.count
     position = positions(count, reset, length)
@@ -146,6 +151,7 @@ def _piece(
 
     q_quad, k_quad, q_lin, k_lin, v = (one.to(dtype) for one in given)
     keys: tuple[Tensor, ...] = (k_quad, k_lin, v)
+    kept = [given[1], given[3], given[4]]
     if carried:
         keys = tuple(torch.cat([one.to(dtype), new], dim=1) for one, new in zip(carried, keys, strict=True))
     mean, mean_lost = (None, None) if state is None else carried_mean(state, chunk)
@@ -154,6 +160,7 @@ def _piece(
         lost_query, (lost_key, lost_lin, lost_value) = broken(q_quad, q_lin), map(broken, keys)
         q_quad, q_lin = cut_out(q_quad, lost_query), cut_out(q_lin, lost_query)
         keys = tuple(cut_out(one, lost) for one, lost in zip(keys, (lost_key, lost_lin, lost_value), strict=True))
+        kept = [all_nan(one) for one in kept]
         lost_lin = lost_lin | lost_value
         own_chunk = latest(lost_key | lost_value)[:, past:] >= times.begin
         spoiled = lost_query | own_chunk | _between(lost_lin, times.episode, times.begin)
@@ -190,10 +197,10 @@ def _piece(
         if may_hold(lost):
             mean = torch.where(lost[:, None, None], math.nan, mean)
     key_quad, key_lin, value = (
-        _unfinished(given[i], carried[n] if carried else None, chunk, after, aligned).to(
-            given[i].dtype if state is None else state[n + 1].dtype
+        _unfinished(one, carried[n] if carried else None, chunk, after, aligned).to(
+            one.dtype if state is None else state[n + 1].dtype
         )
-        for n, i in enumerate((1, 3, 4))
+        for n, one in enumerate(kept)
     )
     return o.to(given[-1].dtype), ChunkState(mean, key_quad, key_lin, value, after)
 

@@ -1,0 +1,62 @@
+"""What an exported graph has of our own: two operations in better words than the exporter's, and what may overlap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def translations() -> dict[Any, Any]:
+    """For `torch.onnx.export`: operations of PyTorch -> functions that write them in ONNX."""
+    return {torch.ops.aten.index_put.default: _scatter, torch.ops.aten.rms_norm.default: _rms_norm}
+
+
+def in_place(model: Any, names: list[str]) -> list[str]:
+    """The arrays of the state whose next one may be written over them.
+
+    Where one scatter makes it of the old one, and all else that reads the old one is a copy of some rows on which that
+    scatter waits.
+    """
+    nodes = list(model.graph.node)
+    maker = {output: node for node in nodes for output in node.output}
+    found = []
+    for name in names:
+        scatter = maker.get(f"next.{name}")
+        if scatter is None or scatter.op_type != "ScatterND" or scatter.input[0] != f"state.{name}":
+            continue
+        readers = [node for node in nodes if f"state.{name}" in node.input and node.op_type != "Shape"]
+        readers.remove(scatter)
+        waited, queue = set(), [*scatter.input[1:]]
+        while queue:
+            value = queue.pop()
+            if value in maker and value not in waited:
+                waited.add(value)
+                queue.extend(maker[value].input)
+        if all(node.op_type == "Gather" and node.output[0] in waited for node in readers):
+            found.append(name)
+    return found
+
+
+def _rms_norm(x: Any, shape: Any, weight: Any, eps: float) -> Any:
+    """In the words that onnxruntime knows as one operation; PyTorch's own translation is six to it."""
+    import onnxscript
+
+    op: Any = onnxscript.opset20
+    mean = op.ReduceMean(op.Pow(x, 2.0), [-1], keepdims=1)
+    return op.Mul(op.Div(x, op.Sqrt(op.Add(mean, eps))), weight)
+
+
+def _scatter(data: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
+    """index_put of whole entries at lists of as many indices is one ScatterND; the exporter's own is twenty nodes."""
+    from onnxscript import opset20
+    from onnxscript.function_libs.torch_lib.ops.core import aten_index_put
+
+    op: Any = opset20
+    lists = [index for index in indices if index is not None and len(index.shape) == 1]
+    one_length = len({str(index.shape) for index in lists}) == 1 and None not in lists[0].shape
+    whole = len(values.shape) == len(data.shape) - len(lists) + 1 and values.shape[0] == lists[0].shape[0]
+    if accumulate or len(lists) < len(indices) or not one_length or not whole:
+        return aten_index_put(data, indices, values, accumulate)
+    columns = [op.Unsqueeze(index, op.Constant(value_ints=[-1])) for index in lists]
+    return op.ScatterND(data, columns[0] if len(columns) == 1 else op.Concat(*columns, axis=-1), values)
