@@ -85,8 +85,8 @@ def test_an_engine_that_acts_otherwise_is_not_timed(monkeypatch: pytest.MonkeyPa
             def __getattr__(self, name: str) -> Any:
                 return getattr(real, name)
 
-            def __call__(self, *arguments: Any) -> Any:
-                action, state = real(*arguments)
+            def __call__(self, *arguments: Any, **options: Any) -> Any:
+                action, state = real(*arguments, **options)
                 return action + 1e-3 * arguments[2].any(), state
 
         return Slips()
