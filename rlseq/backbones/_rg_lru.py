@@ -110,7 +110,7 @@ class RecurrentMixer(nn.Module):
         conv_state, hidden = (None, None) if state is None else state
         left, right = halves(self.inner, x)
         left, conv_state = causal_conv(left, self.conv_weight, self.conv_bias, conv_state, reset)
-        gate_x, gate_a = self._gates(left).unbind(0)
+        gate_x, gate_a = self._gates(left).permute(2, 1, 0, 3).reshape(2, *left.shape).unbind(0)
         left, hidden = rg_lru(left, gate_x, gate_a, self.decay, hidden, reset, c=DECAY_EXPONENT)
         return self.out(geglu(right, left)), RecurrentState(conv_state, hidden)
 
@@ -124,21 +124,21 @@ class RecurrentMixer(nn.Module):
             hidden = hidden.masked_fill(reset, 0.0)
         taps = torch.cat((conv_state.to(left.dtype), left.unsqueeze(1)), dim=1)
         left = (taps * self.conv_weight).sum(1) + self.conv_bias
-        input_gate, recurrence_gate = self._gates(left).unbind(0)
+        # one row of both gates: fewer calls than two blocks of all rows
+        input_gate, recurrence_gate = self._gates(left).permute(1, 2, 0, 3).flatten(1).chunk(2, dim=-1)
         # float64 like the hidden state: a gate near 0 holds for as long as its digits say, and 1 - a^2 keeps its own.
         log_decay = recurrence_gate.double().sigmoid() * (F.softplus(self.decay) * -DECAY_EXPONENT)
         drop = torch.expm1(log_decay)
-        scale = torch.sqrt(-drop * (drop + 2.0))
+        scale = torch.sqrt((-2.0 - drop) * drop)
         if reset is not None:
             scale = scale.masked_fill(reset, 1.0)
-        hidden = torch.addcmul(scale * (input_gate.sigmoid() * left), drop, hidden) + hidden
+        hidden = torch.addcmul(scale * (input_gate.sigmoid() * left), log_decay.exp(), hidden)
         return self.out(geglu(right, hidden.to(right.dtype))), RecurrentState(taps[:, 1:].to(conv_state.dtype), hidden)
 
     def _gates(self, x: Tensor) -> Tensor:
-        """Logits (2, ..., R) of the input and the recurrence gate: block-diagonal linears of x (..., R), in one bmm."""
+        """Logits (H, N, 2, R / H) of the input and the recurrence gate: block-diagonal linears of x (..., R)."""
         blocks = x.reshape(-1, self.heads, x.shape[-1] // self.heads).transpose(0, 1)
-        gates = torch.baddbmm(self.gate_bias, blocks, self.gate_weight)
-        return gates.unflatten(2, (2, -1)).permute(2, 1, 0, 3).reshape(2, *x.shape)
+        return torch.baddbmm(self.gate_bias, blocks, self.gate_weight).unflatten(2, (2, -1))
 
 
 def initial_decay(inner: int, decay_init: DecayInit) -> Tensor:

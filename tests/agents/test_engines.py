@@ -171,12 +171,8 @@ RINGS = ("flash", "gau", "transformer", "griffin")
 
 
 @pytest.mark.parametrize("backbone", RINGS)
-def test_the_onnx_engine_writes_its_own_rings_in_place_and_no_state_that_was_read(
-    backbone: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_onnx_engine_writes_its_own_rings_in_place_and_no_state_that_was_read(backbone: str) -> None:
     engine: Any = ring_policy(backbone).engine
-    assert not engine._in_place  # so small a state is copied
-    monkeypatch.setattr(engine, "_in_place", frozenset(engine.facts["in_place"]))
     policy = Policy(engine, ROWS, target_return=None)
     rings = {name for name in engine.names if name.split(".")[-1] in (*ChunkState._fields[:4], "key", "value")}
     assert set(engine.facts["in_place"]) == rings
@@ -191,12 +187,20 @@ def test_the_onnx_engine_writes_its_own_rings_in_place_and_no_state_that_was_rea
     for state, before in (*kept, (pure, engine.arrays(policy.state))):
         for array, copy in zip(engine.arrays(state), before, strict=True):
             np.testing.assert_array_equal(array, copy)
-    # the last act but one gave the state away, and this one goes on in its memory
-    policy.act(*scenario()[-1])
-    before = policy._state.memory
-    policy.act(*scenario()[-1])
-    same = [one is other for one, other in zip(policy._state.memory, before, strict=True)]
+    # the first act leaves what was read alone, the second moves in, the third goes on in the same memory
+    memories = [policy.act(*scenario()[-1]) is not None and policy._state.memory for _ in range(3)]
+    same = [one is other for one, other in zip(memories[2], memories[1], strict=True)]
     assert sum(same) == len(rings)
+    assert not any(one is other for one, other in zip(memories[1], memories[0], strict=True))
+
+
+def test_two_policies_may_share_an_engine() -> None:
+    engine = onnx_policy("hawk-joint-previous", "recurrent").engine
+    one, other = Policy(engine, ROWS, target_return=None), Policy(engine, ROWS, target_return=None)
+    alone = played(agent_of("hawk-joint-previous").policy(ROWS), scenario())
+    steps = scenario()
+    both = [(one.act(*step), other.act(-step[0], *step[1:])) for step in steps]
+    np.testing.assert_allclose(np.stack([action for action, _ in both]), alone, atol=SAME)
 
 
 @pytest.mark.parametrize("engine", ["eager", "onnx"])

@@ -12,7 +12,6 @@ import contextlib
 import importlib.util
 import json
 import logging
-import math
 import os
 import tempfile
 import warnings
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlseq.agents.acting import ActingSpec, ActingStep, PolicyState
+from rlseq.agents.engines._buffers import GIVEN, Buffers, flat, shaped
 from rlseq.agents.engines._graph import in_place, translations
 from rlseq.errors import ConfigError, RunError
 from rlseq.kernels import plain_operations
@@ -36,32 +36,29 @@ FORMAT = 1
 OPSET = 20
 TOLERANCE = 1e-4
 _KEY = "rlseq"
-_WORTH_BINDING = 1 << 22
-"""Bytes of state whose copy takes longer than to bind every array to its memory, at every step."""
 _ADVICE = 'Install it: pip install "rlseq[onnx]".'
 
 
 class Onnx:
-    """Runs a graph for a fixed number of rows; see `Engine`. What is given away is written in place where it can be."""
+    """Runs a graph for a fixed number of rows; see `Engine`. A state that is given away is written over."""
 
     def __init__(self, model: bytes | str, rows: int) -> None:
         runtime = _runtime()
         options = runtime.SessionOptions()
         # One step is too little work to share: a second thread costs more than it does.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.enable_mem_reuse = False  # a few per cent of a step for some kilobytes
         self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         facts = self._session.get_modelmeta().custom_metadata_map.get(_KEY)
         self.facts = read_facts(facts, "the graph" if isinstance(model, bytes) else model)
         self.spec, self.rows = ActingSpec(**self.facts["spec"]), rows
         self.names = tuple(array["name"] for array in self.facts["state"])
-        state = [f"state.{name}" for name in self.names]
-        self._inputs = ["obs", "reward", "episode_start", "target_return", *state]
         # What does not decide the result (the reward, to a clone of behaviour) is no input of the graph.
-        self._taken = {value.name for value in self._session.get_inputs()}
+        taken = {value.name for value in self._session.get_inputs()}
+        inputs = (*GIVEN, *(f"state.{name}" for name in self.names))
+        self._inputs = [(index, name) for index, name in enumerate(inputs) if name in taken]
         self._outputs = [value.name for value in self._session.get_outputs()]
-        in_place = [array for array in self.facts["state"] if array["name"] in self.facts.get("in_place", ())]
-        copied = rows * sum(math.prod(one["shape"]) * np.dtype(one["dtype"]).itemsize for one in in_place)
-        self._in_place = frozenset(one["name"] for one in in_place) if copied >= _WORTH_BINDING else frozenset()
+        self._buffers: Buffers | None = None
 
     def initial_state(self) -> PolicyState:
         """See `Engine`."""
@@ -80,31 +77,17 @@ class Onnx:
         consume: bool = False,
     ) -> tuple[np.ndarray, PolicyState]:
         """See `Engine`."""
-        values = (obs, reward, episode_start, target_return, *state.memory, *state[1:])
-        feed = {name: value for name, value in zip(self._inputs, values, strict=True) if name in self._taken}
-        if consume and self._in_place:
-            action, *following = self._written_over(feed)
-        else:
-            action, *following = self._session.run(None, feed)
-        return action, PolicyState(tuple(following[:-3]), *following[-3:])
-
-    def _written_over(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """The graph's outputs; those that it may write over its inputs lie where these lay."""
-        binding = self._session.io_binding()
-        for name, value in feed.items():
-            binding.bind_cpu_input(name, value)
-        for output in self._outputs:
-            name = output.removeprefix("next.")
-            if name in self._in_place:
-                array = feed[f"state.{name}"]
-                binding.bind_output(output, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-            else:
-                binding.bind_output(output)
-        self._session.run_with_iobinding(binding)
-        return [
-            feed[f"state.{name}"] if (name := output.removeprefix("next.")) in self._in_place else value.numpy()
-            for output, value in zip(self._outputs, binding.get_outputs(), strict=True)
-        ]
+        given = (obs, reward, episode_start, target_return)
+        if not consume:
+            # the caller may have a state that lies in them
+            self._buffers = None
+            values = (*given, *flat(state))
+            action, *following = self._session.run(self._outputs, {name: values[index] for index, name in self._inputs})
+            return action, shaped(following)
+        if self._buffers is None or not self._buffers.hold(state):
+            in_place = self.facts.get("in_place", ())
+            self._buffers = Buffers(self._session, self.spec, self.names, state, in_place)
+        return self._buffers(given, state)
 
     def native(self, array: np.ndarray) -> np.ndarray:
         """See `Engine`."""
@@ -112,12 +95,11 @@ class Onnx:
 
     def arrays(self, state: PolicyState) -> list[np.ndarray]:
         """See `Engine`."""
-        return [array.copy() for array in (*state.memory, *state[1:])]
+        return [array.copy() for array in flat(state)]
 
     def restored(self, arrays: list[np.ndarray]) -> PolicyState:
         """See `Engine`."""
-        *memory, return_to_go, timestep, action = (array.copy() for array in arrays)
-        return PolicyState(tuple(memory), return_to_go, timestep, action)
+        return shaped([array.copy() for array in arrays])
 
 
 def build(step: ActingStep, rows: int) -> Onnx:
