@@ -170,7 +170,7 @@ def test_state_of_constant_tokens_is_the_geometric_sum() -> None:
         for _ in range(4):
             _, state = mixer(x, state)
         left = (mixer.inner(x[0, 0])[: len(mixer.decay)] * mixer.conv_weight.sum(0) + mixer.conv_bias).double()
-        gate_x, gate_a = mixer._gates(left.float()[None])[:, 0].double()
+        gate_x, gate_a = mixer._gates(left.float()[None])[0, 0].double()
         u = 8 * torch.sigmoid(gate_a) * torch.nn.functional.softplus(mixer.decay.double())
         limit = torch.sqrt(-torch.expm1(-2 * u)) * torch.sigmoid(gate_x) * left / -torch.expm1(-u)
     torch.testing.assert_close(state.hidden[0], limit, rtol=0, atol=BACKBONES["hawk geometric sum"])
