@@ -125,14 +125,15 @@ class RecurrentMixer(nn.Module):
         taps = torch.cat((conv_state.to(left.dtype), left.unsqueeze(1)), dim=1)
         left = (taps * self.conv_weight).sum(1) + self.conv_bias
         # one row of both gates: fewer calls than two blocks of all rows
-        input_gate, recurrence_gate = self._gates(left).permute(1, 2, 0, 3).flatten(1).chunk(2, dim=-1)
-        # float64 like the hidden state: a gate near 0 holds for as long as its digits say, and 1 - a^2 keeps its own.
-        log_decay = recurrence_gate.double().sigmoid() * (F.softplus(self.decay) * -DECAY_EXPONENT)
+        gates = self._gates(left).permute(1, 2, 0, 3).flatten(1).sigmoid()
+        input_gate, recurrence_gate = gates.chunk(2, dim=-1)
+        # float64 like the hidden state: 1 - a^2 keeps its digits and its gradient
+        log_decay = recurrence_gate.double() * (F.softplus(self.decay) * -DECAY_EXPONENT)
         drop = torch.expm1(log_decay)
         scale = torch.sqrt((-2.0 - drop) * drop)
         if reset is not None:
             scale = scale.masked_fill(reset, 1.0)
-        hidden = torch.addcmul(scale * (input_gate.sigmoid() * left), log_decay.exp(), hidden)
+        hidden = torch.addcmul(scale * (input_gate * left), log_decay.exp(), hidden)
         return self.out(geglu(right, hidden.to(right.dtype))), RecurrentState(taps[:, 1:].to(conv_state.dtype), hidden)
 
     def _gates(self, x: Tensor) -> Tensor:

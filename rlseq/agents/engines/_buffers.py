@@ -28,7 +28,7 @@ class Buffers:
     ) -> None:
         self._session, rows = session, len(state.timestep)
         obs, number = np.zeros((rows, spec.obs_size), np.float32), np.zeros(rows)
-        self._given = (obs, number, np.zeros(rows, np.bool_), number.copy())
+        self._given: tuple[np.ndarray, ...] = (obs, number, np.zeros(rows, np.bool_), number.copy())
         self._action = np.zeros(rows, np.int64) if spec.discrete else np.zeros((rows, spec.action_size), np.float32)
         first = [array.copy() for array in flat(state)]
         second = [
@@ -55,7 +55,7 @@ class Buffers:
     def __call__(self, given: Sequence[np.ndarray], state: PolicyState) -> tuple[np.ndarray, PolicyState]:
         """A step from the state that is held: the action, and the next one, which the step after next overwrites."""
         for own, new in zip(self._given, given, strict=True):
-            own[...] = new
+            np.copyto(own, new)
         self._states[self._turn].timestep[...] = state.timestep
         self._session.run_with_iobinding(self._bindings[self._turn])
         self._turn = 1 - self._turn

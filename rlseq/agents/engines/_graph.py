@@ -1,4 +1,4 @@
-"""What an exported graph has of our own: two operations in better words than the exporter's, and what may overlap."""
+"""What an exported graph has of our own: operations in better words than the exporter's, and what may overlap."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 def translations() -> dict[Any, Any]:
     """For `torch.onnx.export`: operations of PyTorch -> functions that write them in ONNX."""
-    return {torch.ops.aten.index_put.default: _scatter, torch.ops.aten.rms_norm.default: _rms_norm}
+    own = torch.ops.aten
+    return {own.index_put.default: _scatter, own.rms_norm.default: _rms_norm, own.sigmoid.default: _sigmoid}
 
 
 def in_place(model: Any, names: list[str]) -> list[str]:
@@ -45,6 +46,14 @@ def _rms_norm(x: Any, shape: Any, weight: Any, eps: float) -> Any:
     op: Any = onnxscript.opset20
     mean = op.ReduceMean(op.Pow(x, 2.0), [-1], keepdims=1)
     return op.Mul(op.Div(x, op.Sqrt(op.Add(mean, eps))), weight)
+
+
+def _sigmoid(x: Any) -> Any:
+    """Near 0 onnxruntime's own has eight digits after the point, not seven in all: a closed gate would not hold."""
+    import onnxscript
+
+    op: Any = onnxscript.opset20
+    return op.Reciprocal(op.Add(op.Exp(op.Neg(x)), 1.0))
 
 
 def _scatter(data: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
