@@ -12,7 +12,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("rlseq", "torch", "numpy", "numba", "gymnasium", "mujoco", "minari", "triton")
+PACKAGES = (
+    "rlseq",
+    "torch",
+    "numpy",
+    "numba",
+    "gymnasium",
+    "mujoco",
+    "minari",
+    "triton",
+    "onnxruntime",
+    "transformers",
+)
 
 
 def provenance(command: str | None = None) -> dict[str, Any]:

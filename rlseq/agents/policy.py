@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rlseq.agents.acting import PolicyState, check_episode_length
-from rlseq.errors import ConfigError, ShapeError
+from rlseq.errors import ConfigError, RunError, ShapeError
 
 if TYPE_CHECKING:
     from rlseq.agents.engines import Engine
@@ -26,27 +26,45 @@ MODES = ("recurrent", "window")
 class Policy:
     """Acts for num_envs environments; made by `Agent.policy`, where the arguments are explained.
 
-    Attributes:
-        target_return: (N,) float64, raw, what an episode that starts asks for; may be changed.
+    The attributes ``state`` and ``target_return`` may be read and set.
     """
 
     def __init__(self, engine: Engine, num_envs: int, *, target_return: float | ArrayLike | None) -> None:
         self.engine, self.num_envs, self.spec = engine, num_envs, engine.spec
-        target = np.asarray(self.spec.target_return if target_return is None else target_return, np.float64)
-        if target.shape not in ((), (num_envs,)) or not np.isfinite(target).all():
-            raise ConfigError(f"policy: target_return must be one finite number or {num_envs} of them, got {target}.")
-        self.target_return = np.broadcast_to(target, num_envs).copy()
-        self._state, self._seen = engine.initial_state(), False
+        self.target_return = self.spec.target_return if target_return is None else target_return
+        self._state, self._seen, self._whole = engine.initial_state(), False, True
+
+    @property
+    def target_return(self) -> np.ndarray:
+        """(N,) float64, raw, what an episode that starts asks for; one number is set for all rows."""
+        return self._target
+
+    @target_return.setter
+    def target_return(self, value: float | ArrayLike) -> None:
+        target = np.asarray(value, np.float64)
+        if target.shape not in ((), (self.num_envs,)) or not np.isfinite(target).all():
+            raise ConfigError(
+                f"policy: target_return must be one finite number or {self.num_envs} of them, got {target}."
+            )
+        self._target = np.broadcast_to(target, self.num_envs).copy()
 
     @property
     def state(self) -> PolicyState:
         """What `act` reads and replaces; a state that was read or set here is never changed in place."""
+        self._check_whole()
         self._seen = True
         return self._state
 
     @state.setter
     def state(self, state: PolicyState) -> None:
-        self._state, self._seen = state, True
+        self._state, self._seen, self._whole = state, True, True
+
+    def _check_whole(self) -> None:
+        if not self._whole:
+            raise RunError(
+                "policy: a step must end before the next one begins, got one that was interrupted. Reset all rows, or "
+                "load a state."
+            )
 
     @property
     def mode(self) -> str:
@@ -61,6 +79,9 @@ class Policy:
 
     def reset(self, rows: ArrayLike | None = None) -> None:
         """Forgets rows (indices or mask), or all: their next observation starts an episode whatever the caller says."""
+        if rows is not None:
+            self._check_whole()
+        self._whole = True
         clock = _host(self._state.timestep).copy()
         clock[slice(None) if rows is None else np.asarray(rows)] = -1
         self._state = self._state._replace(timestep=self.engine.native(clock))
@@ -75,6 +96,7 @@ class Policy:
 
         The arrays have the same names whatever the engine, so another engine may go on.
         """
+        self._check_whole()
         arrays = self.engine.arrays(self._state)
         return {"target_return": self.target_return.copy(), **dict(zip(self.engine.names, arrays, strict=True))}
 
@@ -84,7 +106,8 @@ class Policy:
         Raises:
             ShapeError: an array is missing, unknown, or of another shape or dtype; the policy is unchanged.
         """
-        own = self.state_dict()
+        arrays = self.engine.arrays(self._state)
+        own = {"target_return": self._target, **dict(zip(self.engine.names, arrays, strict=True))}
         if own.keys() != values.keys():
             differ = ", ".join(sorted(own.keys() ^ values.keys()))
             raise ShapeError(f"load_state_dict: it must be of this agent and mode, got a difference in {differ}.")
@@ -95,7 +118,7 @@ class Policy:
                     f"load_state_dict: {name} must be {array.shape} {array.dtype}, got {given.shape} {given.dtype}. "
                     f"This policy has {self.num_envs} rows."
                 )
-        self.target_return = np.array(values["target_return"])
+        self.target_return = values["target_return"]
         self.state = self.engine.restored([np.asarray(values[name]) for name in self.engine.names])
 
     def for_sb3(self) -> SB3Policy:
@@ -122,9 +145,11 @@ class Policy:
 
         Raises:
             ShapeError: wrong shape or dtype, NaN, a reward missing; the message names the row. The state is unchanged.
+            RunError: the step before was interrupted where it had written half of the state.
         """
+        self._check_whole()
         action, self._state = self._stepped(obs, self._state, reward, episode_start, consume=not self._seen)
-        self._seen = False
+        self._seen, self._whole = False, True
         return action
 
     def predict(
@@ -156,6 +181,8 @@ class Policy:
         rows, rewards, start = self._checked(rows, clock, reward, episode_start)
         if self.spec.longest_episode is not None:
             check_episode_length(int(np.where(start, 0, clock + 1).max()) + 1, self.spec.longest_episode)
+        if consume and self.engine.overwrites:
+            self._whole = False
         action, following = self.engine(rows, rewards, start, self.target_return, state, consume=consume)
         return (action[0] if alone else action), following
 

@@ -142,7 +142,7 @@ def drift(agent: Agent, actions: np.ndarray, *, quiet: bool = False) -> float:
         quiet: show no progress.
 
     Returns:
-        The largest difference of the last action's numbers, infinite where one is not finite.
+        The largest difference of the last action's numbers; 2, as large as there is, where one is not finite.
     """
     steps, size = actions.shape
     pool, given = torch.from_numpy(OBS).double(), torch.from_numpy(actions).double()
@@ -170,7 +170,7 @@ def drift(agent: Agent, actions: np.ndarray, *, quiet: bool = False) -> float:
     finally:
         agent.float()
     difference = float(np.abs(last.numpy() - actions[-1]).max())
-    return difference if math.isfinite(difference) else math.inf
+    return difference if math.isfinite(difference) else 2.0
 
 
 def _marks(steps: int) -> list[int]:
@@ -208,9 +208,9 @@ def _play(actor: Actor, first: int, until: int, seconds: np.ndarray, actions: np
 
 
 def _process_megabytes() -> float:
-    """Resident memory of this process; NaN where the system has no /proc."""
+    """Resident memory of this process; 0 where the system has no /proc."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     except OSError:
-        return math.nan
+        return 0.0

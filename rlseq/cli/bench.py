@@ -60,12 +60,15 @@ class Acting:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        for name in ("parts", "batches", "windows"):
+            if not getattr(self, name):
+                raise ConfigError(f"bench acting: --{name} must have a value, got none. Leave it out for the default.")
         for name in ("batches", "windows"):
-            if min(getattr(self, name), default=1) < 1:
+            if min(getattr(self, name)) < 1:
                 raise ConfigError(f"bench acting: --{name} must be at least 1, got {min(getattr(self, name))}.")
-        for name in ("steps", "rounds", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"bench acting: --{name} must be at least 1, got {getattr(self, name)}.")
+        for name, most in (("steps", 10**9), ("rounds", 10**6), ("threads", 1024)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ConfigError(f"bench acting: --{name} must be in 1 to {most}, got {getattr(self, name)}.")
 
 
 def main(arguments: list[str]) -> None:
@@ -82,11 +85,11 @@ def main(arguments: list[str]) -> None:
     chosen = tyro.cli(Acting, prog="rlseq bench acting", args=arguments[1:])
     import torch
 
-    torch.set_num_threads(chosen.threads)
     from rlseq.bench import plots, tables
     from rlseq.provenance import provenance
 
     _check(chosen)
+    torch.set_num_threads(chosen.threads)  # after the kernels were loaded: they set what RLSEQ_NUM_THREADS says
     report = _Report(chosen, provenance())
     for _ in _measured(chosen, report):
         report.save()
@@ -121,6 +124,7 @@ class _Report:
         try:
             before = json.loads(self._file.read_text())
             same = before["settings"] == settings and before["versions"] == where["versions"]
+            rows = {part: [dict(row) for row in before[part]] for part in ("latency", "growth")}
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"bench acting: {self._file} must be of this command, got {error!r}. Remove it.") from error
         if not same:
@@ -128,7 +132,7 @@ class _Report:
                 f"bench acting: {self._file} must be of the same options and versions, got others. Remove it or give "
                 "another --out."
             )
-        self.content |= {part: before[part] for part in ("latency", "growth")}
+        self.content |= rows
 
     def rows(self, part: str) -> list[dict[str, Any]]:
         """What was measured."""
@@ -157,17 +161,17 @@ def _measured(chosen: Acting, report: _Report) -> Iterator[None]:
     from rlseq import backbones
     from rlseq.bench import acting, contenders, rivals, tables
 
-    names = chosen.backbones or tuple(backbones.available())
-    engines: tuple[str, ...] = chosen.engines or (
-        "eager",
-        *(["onnx"] if importlib.util.find_spec("onnxscript") else []),
-    )
+    names = dict.fromkeys(chosen.backbones or backbones.available())
+    with_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+    usual = ("eager", "onnx") if with_onnx else ("eager",)
+    engines = list(dict.fromkeys(chosen.engines or usual))
     quiet = chosen.json
     if not rivals.available() and not quiet:
         print("Without Hugging Face's models: pip install transformers brings them.")
     carried = [contenders.recurrent(name, engine) for name in names for engine in engines]
-    windows = [contenders.window("transformer", steps) for steps in chosen.windows]
-    theirs = [rivals.window(steps) for steps in chosen.windows] if rivals.available() else []
+    lengths = sorted(set(chosen.windows))
+    windows = [contenders.window("transformer", steps) for steps in lengths]
+    theirs = [rivals.window(steps) for steps in lengths] if rivals.available() else []
     latency, growth = report.rows("latency"), report.rows("growth")
     if "latency" in chosen.parts:
         for batch in sorted(set(chosen.batches)):

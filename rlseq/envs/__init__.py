@@ -102,10 +102,10 @@ def make(
     with _told_in_one_line(env_id, env_kwargs, native=vectorization == "native"):
         if vectorization == "native":
             quiet_mujoco()
-            asked: dict[str, Any] = (
-                {"autoreset_mode": mode} if autoreset_mode is not None and takes_autoreset_mode(env_id) else {}
-            )
-            own = gymnasium.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **env_kwargs, **asked)
+            asked: dict[str, Any] = dict(env_kwargs)
+            if autoreset_mode is not None and takes_autoreset_mode(env_id):
+                asked.setdefault("autoreset_mode", mode)
+            own = gymnasium.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", **asked)
             envs = _flat_vector(own, dropped)
         elif vectorization == "async":
             from rlseq.envs._workers import Workers

@@ -5,12 +5,14 @@ normalized_score = (return - ref_min) / (ref_max - ref_min)          (D4RL, Fu e
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rlseq import envs
 from rlseq.agents import Agent
@@ -116,14 +118,7 @@ def evaluate(
         raise ConfigError(f"evaluate: episodes must be >= 1 and seed >= 0, got {episodes} and {seed}.")
     rows = min(episodes, 16) if num_envs is None else num_envs
     info = agent.info if env_id is None else replace(agent.info, env_id=env_id, env_kwargs={})
-    can_be_asked = info.env_id is not None and envs.takes_autoreset_mode(info.env_id)
-    env = envs.make_for(
-        info,
-        rows,
-        vectorization=vectorization,
-        # A native vector that cannot be asked has its own way, and `rollout` follows it.
-        autoreset_mode=AutoresetMode.DISABLED if vectorization != "native" or can_be_asked else None,
-    )
+    env = _vector(info, rows, vectorization)
     try:
         policy = agent.policy(rows, target_return=target_return, mode=mode, engine=engine)
         if video is not None:
@@ -161,3 +156,15 @@ def evaluate(
         engine=engine,
         videos=[str(path) for path in videos],
     )
+
+
+def _vector(info: DatasetInfo, rows: int, vectorization: envs.Vectorization) -> VectorEnv:
+    """With rows that can be reset one by one; a native vector that cannot has its own way, and `rollout` follows it."""
+    asked = functools.partial(envs.make_for, info, rows, vectorization=vectorization)
+    if vectorization == "native":
+        if info.env_id is None or not envs.takes_autoreset_mode(info.env_id):
+            return asked()
+        with contextlib.suppress(ConfigError):  # the argument alone does not promise this mode
+            return asked(autoreset_mode=AutoresetMode.DISABLED)
+        return asked()
+    return asked(autoreset_mode=AutoresetMode.DISABLED)

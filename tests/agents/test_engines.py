@@ -208,6 +208,65 @@ def test_a_sigmoid_in_a_graph_keeps_its_digits_near_zero() -> None:
     np.testing.assert_allclose(found, x.double().sigmoid().numpy(), rtol=2e-6)
 
 
+class Interrupted:
+    """A session after whose next run a key is pressed."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self.session.run_with_iobinding(binding)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("backbone", ["flash", "hawk"])
+def test_a_step_that_is_interrupted_is_as_if_it_had_not_been_or_the_policy_says_so(backbone: str) -> None:
+    if backbone == "hawk":
+        engine, agent = onnx_policy("hawk-joint-previous", "recurrent").engine, agent_of("hawk-joint-previous")
+    else:
+        engine, agent = ring_policy(backbone).engine, of_ring(backbone)
+    policy, eager, steps = Policy(engine, ROWS, target_return=None), agent.policy(ROWS), scenario()
+    np.testing.assert_allclose(played(policy, steps[:5]), played(eager, steps[:5]), atol=SAME)
+    buffers: Any = policy.engine._buffers  # type: ignore[attr-defined]
+    buffers._session = Interrupted(buffers._session)
+    with pytest.raises(KeyboardInterrupt):
+        policy.act(*steps[5])
+    buffers._session = buffers._session.session
+    if backbone == "hawk":
+        np.testing.assert_allclose(played(policy, steps[5:]), played(eager, steps[5:]), atol=SAME)
+        return
+    for use in (lambda: policy.act(*steps[5]), policy.state_dict, lambda: policy.state, lambda: policy.reset([0])):
+        with pytest.raises(RunError, match="one that was interrupted"):
+            use()
+    policy.reset()
+    eager.reset()
+    np.testing.assert_allclose(played(policy, steps[5:]), played(eager, steps[5:]), atol=SAME)
+
+
+def test_the_memory_of_the_onnx_engine_is_the_policys_own_whatever_is_done_between_two_acts() -> None:
+    engine, eager = onnx_policy("hawk-joint-previous", "recurrent").engine, agent_of("hawk-joint-previous").policy(ROWS)
+    policy, rng, held = Policy(engine, ROWS, target_return=None), np.random.default_rng(0), []
+    for step in scenario(200):
+        np.testing.assert_allclose(policy.act(*step), eager.act(*step), atol=SAME)
+        match rng.integers(8):
+            case 0:
+                held.append((policy.state, policy.state_dict()))
+            case 1:
+                policy.state = held[-1][0] if held and rng.random() < 0.3 else policy.state
+                eager.load_state_dict(policy.state_dict())
+            case 2:
+                policy.reset([1, 3])
+                eager.reset([1, 3])
+            case 3:
+                policy.load_state_dict(policy.state_dict())
+            case 4:
+                policy.predict(-step[0], policy.state, *step[1:])
+    assert len(held) > 5
+    for state, before in held:
+        for array, name in zip(engine.arrays(state), engine.names, strict=True):
+            np.testing.assert_array_equal(array, before[name])
+
+
 def test_two_policies_may_share_an_engine() -> None:
     engine = onnx_policy("hawk-joint-previous", "recurrent").engine
     one, other = Policy(engine, ROWS, target_return=None), Policy(engine, ROWS, target_return=None)

@@ -46,8 +46,10 @@ def test_figures_are_printed_written_drawn_and_gone_on_with(capsys: pytest.Captu
     before = file.read_text()
     assert "same options" in one_line(capsys, ["bench", "acting", *SMALL, "--batches", "2", "--out", "found"])
     assert file.read_text() == before
-    file.write_text("{}")
-    assert "of this command" in one_line(capsys, ["bench", "acting", *SMALL, "--out", "found"])
+    for broken in ({}, {key: value for key, value in whole.items() if key != "latency"}, whole | {"growth": [1]}):
+        file.write_text(json.dumps(broken))
+        told = one_line(capsys, ["bench", "acting", *SMALL, "--batches", "1", "3", "--out", "found"])
+        assert "of this command" in told
 
 
 @pytest.mark.parametrize(
@@ -56,8 +58,11 @@ def test_figures_are_printed_written_drawn_and_gone_on_with(capsys: pytest.Captu
         (["--backbones", "hwak"], "hawk"),
         (["--batches", "0"], "--batches must be at least 1"),
         (["--windows", "-1"], "--windows must be at least 1"),
-        (["--steps", "0"], "--steps must be at least 1"),
-        (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--steps", "0"], "--steps must be in 1 to"),
+        (["--rounds", "0"], "--rounds must be in 1 to"),
+        (["--threads", "99999999999"], "--threads must be in 1 to 1024"),
+        (["--parts"], "--parts must have a value"),
+        (["--batches"], "--batches must have a value"),
     ],
 )
 def test_bad_options_are_one_line_and_nothing_is_written(

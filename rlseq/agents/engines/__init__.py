@@ -30,10 +30,12 @@ class Engine(Protocol):
 
     Attributes:
         spec: the step's facts.
+        overwrites: a step that is interrupted may leave half of itself in a state that was given away.
         names: of the arrays of a state, in the order of `arrays`.
     """
 
     spec: ActingSpec
+    overwrites: bool
     names: tuple[str, ...]
 
     def initial_state(self) -> PolicyState:

@@ -16,6 +16,8 @@ from rlseq.agents.acting import ActingStep, PolicyState
 class Eager:
     """Runs an acting step; see `Engine`."""
 
+    overwrites = False
+
     def __init__(self, step: ActingStep, rows: int) -> None:
         self.step, self.spec, self.rows = step, step.spec, rows
         self.device = step.agent.obs_mean.device

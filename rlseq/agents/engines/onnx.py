@@ -40,7 +40,7 @@ _ADVICE = 'Install it: pip install "rlseq[onnx]".'
 
 
 class Onnx:
-    """Runs a graph for a fixed number of rows; see `Engine`. A state that is given away is written over."""
+    """Runs a graph for a fixed number of rows; see `Engine`. What is given away goes on in `Buffers`."""
 
     def __init__(self, model: bytes | str, rows: int) -> None:
         runtime = _runtime()
@@ -58,6 +58,8 @@ class Onnx:
         inputs = (*GIVEN, *(f"state.{name}" for name in self.names))
         self._inputs = [(index, name) for index, name in enumerate(inputs) if name in taken]
         self._outputs = [value.name for value in self._session.get_outputs()]
+        self._in_place = tuple(self.facts.get("in_place", ()))
+        self.overwrites = bool(self._in_place)
         self._buffers: Buffers | None = None
 
     def initial_state(self) -> PolicyState:
@@ -85,8 +87,7 @@ class Onnx:
             action, *following = self._session.run(self._outputs, {name: values[index] for index, name in self._inputs})
             return action, shaped(following)
         if self._buffers is None or not self._buffers.hold(state):
-            in_place = self.facts.get("in_place", ())
-            self._buffers = Buffers(self._session, self.spec, self.names, state, in_place)
+            self._buffers = Buffers(self._session, self.spec, self.names, state, self._in_place)
         return self._buffers(given, state)
 
     def native(self, array: np.ndarray) -> np.ndarray:
