@@ -33,7 +33,9 @@ TURN_SECONDS = 0.05
 CONTENDER_SECONDS = 10.0
 LONGEST_STEP = 60.0
 """Seconds."""
-BLOCK, WARM_UP = 50, 5
+BLOCK, WARM_UP, BLOCKS = 25, 5, 10
+"""Steps of a block at a mark, those that are not counted, and blocks a round: short and many, so that a slow second of
+the machine falls on all marks."""
 PIECE = 1000
 
 
@@ -93,7 +95,7 @@ def growth(contender: Contender, steps: int, rounds: int, *, seconds: float = ma
     Args:
         contender: what acts.
         steps: length of the episode; the marks are 10, 30, 100, 300, ... and this.
-        rounds: turns in which a step is timed again at every mark.
+        rounds: a step is timed again at every mark in ten times as many turns.
         seconds: the episode ends at the first mark after so long.
         quiet: show no progress.
     """
@@ -123,7 +125,7 @@ def growth(contender: Contender, steps: int, rounds: int, *, seconds: float = ma
     played = actions[:done].copy()
     if all(state is not None for state in kept):
         again: list[list[float]] = [[] for _ in rows]
-        for _ in range(rounds):
+        for _ in range(BLOCKS * rounds):
             for found, row, state in zip(again, rows, kept, strict=True):
                 actor.state = state  # type: ignore[attr-defined]
                 _play(actor, row["step"], row["step"] + BLOCK, each, actions)
