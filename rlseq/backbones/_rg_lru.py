@@ -125,7 +125,8 @@ class RecurrentMixer(nn.Module):
         taps = torch.cat((conv_state.to(left.dtype), left.unsqueeze(1)), dim=1)
         left = (taps * self.conv_weight).sum(1) + self.conv_bias
         # one row of both gates: fewer calls than two blocks of all rows
-        gates = self._gates(left).permute(1, 2, 0, 3).flatten(1).sigmoid()
+        gates = self._gates(left).permute(1, 2, 0, 3).flatten(1)
+        gates = gates.to(torch.promote_types(gates.dtype, torch.float32)).sigmoid()
         input_gate, recurrence_gate = gates.chunk(2, dim=-1)
         # float64 like the hidden state: 1 - a^2 keeps its digits and its gradient
         log_decay = recurrence_gate.double() * (F.softplus(self.decay) * -DECAY_EXPONENT)

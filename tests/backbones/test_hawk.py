@@ -190,3 +190,19 @@ def test_state_of_constant_tokens_is_the_geometric_sum() -> None:
 def test_option_outside_its_range_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         hawk.Config(**options)  # type: ignore[arg-type]
+
+
+def test_a_bfloat16_step_rounds_no_gate() -> None:
+    torch.manual_seed(0)
+    mixer = RecurrentMixer(16, heads=2, decay_init="released").bfloat16()
+    with torch.no_grad():
+        mixer.conv_weight.zero_()
+        mixer.conv_weight[-1] = 1.0
+        x = torch.randn(2, 16).bfloat16()
+        state = mixer.init_state(2)._replace(hidden=torch.randn(2, len(mixer.decay), dtype=torch.float64))
+        _, found = mixer.step(x, state)
+        left = mixer.inner(x)[:, : len(mixer.decay)]
+        gates = mixer._gates(left).permute(2, 1, 0, 3).reshape(2, 2, -1).double().sigmoid()
+        log_decay = -8 * gates[1] * torch.nn.functional.softplus(mixer.decay).double()
+        expected = log_decay.exp() * state.hidden + torch.sqrt(-torch.expm1(2 * log_decay)) * gates[0] * left
+    torch.testing.assert_close(found.hidden, expected, rtol=1e-5, atol=1e-6)
