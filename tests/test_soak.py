@@ -76,15 +76,15 @@ class Faulty:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def __call__(self, obs: Any, reward: Any, start: Any, target: Any, state: Any, **options: Any) -> Any:
+    def __call__(self, given: Any, state: Any, **options: Any) -> Any:
         self.calls += 1
         if self.fault == "a missed reset" and self.calls > 1:
-            start = np.where(np.arange(FEW) == BROKEN, False, start)
+            given = given._replace(episode_start=given.episode_start & (np.arange(FEW) != BROKEN))
         if self.fault == "a neighbour's memory":
             rows = torch.arange(FEW)
             rows[BROKEN] -= 1
             state = state._replace(memory=_pytree.tree_map(lambda leaf: leaf[rows], state.memory))
-        action, following = self.inner(obs, reward, start, target, state, **options)
+        action, following = self.inner(given, state, **options)
         if self.fault == "no number" and self.calls > SHORT:  # the calls before are timed, not compared
             action[BROKEN] = np.nan
         return action, following

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +36,15 @@ class PolicyState(NamedTuple):
     return_to_go: Any
     timestep: Any
     action: Any
+
+
+class Given(NamedTuple):
+    """What a step gets beside the state, as an `Engine` takes it; `ActingStep.forward` has shapes and meaning."""
+
+    obs: np.ndarray
+    reward: np.ndarray
+    episode_start: np.ndarray
+    target_return: np.ndarray
 
 
 class History(NamedTuple):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlseq.agents.acting import PolicyState, check_episode_length
+from rlseq.agents.acting import Given, PolicyState, check_episode_length
 from rlseq.errors import ConfigError, RunError, ShapeError
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Policy:
             check_episode_length(int(np.where(start, 0, clock + 1).max()) + 1, self.spec.longest_episode)
         if consume and self.engine.overwrites:
             self._whole = False
-        action, following = self.engine(rows, rewards, start, self.target_return, state, consume=consume)
+        action, following = self.engine(Given(rows, rewards, start, self.target_return), state, consume=consume)
         return (action[0] if alone else action), following
 
     def _checked(

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from rlseq.agents import Agent
+from rlseq.agents import Agent, Policy
 from rlseq.bench.contenders import ACTION_SIZE, OBS, POOL, TARGET_RETURN, Actor, Contender
 from rlseq.progress import ProgressBar
 
@@ -119,15 +119,16 @@ def growth(contender: Contender, steps: int, rounds: int, *, seconds: float = ma
                 }
                 | {"state_bytes": actor.state_bytes, "process_megabytes": _process_megabytes()}
             )
-            kept.append(getattr(actor, "state", None))
+            if isinstance(actor, Policy):
+                kept.append(actor.state)
             if rows[-1]["seconds"] > seconds:
                 break
     played = actions[:done].copy()
-    if all(state is not None for state in kept):
+    if isinstance(actor, Policy):
         again: list[list[float]] = [[] for _ in rows]
         for _ in range(BLOCKS * rounds):
             for found, row, state in zip(again, rows, kept, strict=True):
-                actor.state = state  # type: ignore[attr-defined]
+                actor.state = state
                 _play(actor, row["step"], row["step"] + BLOCK, each, actions)
                 found += (1e6 * each[row["step"] + WARM_UP : row["step"] + BLOCK]).tolist()
         for row, us in zip(rows, again, strict=True):

@@ -86,7 +86,7 @@ def test_an_engine_that_acts_otherwise_is_not_timed(monkeypatch: pytest.MonkeyPa
 
             def __call__(self, *arguments: Any, **options: Any) -> Any:
                 action, state = real(*arguments, **options)
-                return action + 1e-3 * arguments[2].any(), state
+                return action + 1e-3 * arguments[0].episode_start.any(), state
 
         return Slips()
 

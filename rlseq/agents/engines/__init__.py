@@ -15,7 +15,7 @@ import numpy as np
 from rlseq.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from rlseq.agents.acting import ActingSpec, ActingStep, PolicyState
+    from rlseq.agents.acting import ActingSpec, ActingStep, Given, PolicyState
 
 ENGINES = {
     "eager": "rlseq.agents.engines.eager",
@@ -42,16 +42,7 @@ class Engine(Protocol):
         """The state before any step."""
         ...
 
-    def __call__(
-        self,
-        obs: np.ndarray,
-        reward: np.ndarray,
-        episode_start: np.ndarray,
-        target_return: np.ndarray,
-        state: Any,
-        *,
-        consume: bool = False,
-    ) -> tuple[np.ndarray, PolicyState]:
+    def __call__(self, given: Given, state: Any, *, consume: bool = False) -> tuple[np.ndarray, PolicyState]:
         """See `ActingStep.forward`; arrays instead of tensors, and a state of the engine's own making.
 
         With consume the caller gives the state away: nobody reads it again, and the next one may lie in its memory.

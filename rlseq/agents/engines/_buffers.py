@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlseq.agents.acting import ActingSpec, PolicyState
-
-GIVEN = ("obs", "reward", "episode_start", "target_return")
+from rlseq.agents.acting import ActingSpec, Given, PolicyState
 
 
 class Buffers:
@@ -28,7 +26,7 @@ class Buffers:
     ) -> None:
         self._session, rows = session, len(state.timestep)
         obs, number = np.zeros((rows, spec.obs_size), np.float32), np.zeros(rows)
-        self._given: tuple[np.ndarray, ...] = (obs, number, np.zeros(rows, np.bool_), number.copy())
+        self._given = Given(obs, number, np.zeros(rows, np.bool_), number.copy())
         self._action = np.zeros(rows, np.int64) if spec.discrete else np.zeros((rows, spec.action_size), np.float32)
         first = [array.copy() for array in flat(state)]
         second = [
@@ -39,7 +37,7 @@ class Buffers:
         for before, after in ((first, second), (second, first)):
             binding = session.io_binding()
             arrays: tuple[np.ndarray, ...] = (*self._given, *before)
-            for name, array in zip((*GIVEN, *(f"state.{name}" for name in names)), arrays, strict=True):
+            for name, array in zip((*Given._fields, *(f"state.{name}" for name in names)), arrays, strict=True):
                 if name in taken:
                     binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
             arrays = (self._action, *after)
@@ -52,7 +50,7 @@ class Buffers:
         """Whether a state is the one that the last step left here, whatever its clock says."""
         return state.return_to_go is self._states[self._turn].return_to_go
 
-    def __call__(self, given: Sequence[np.ndarray], state: PolicyState) -> tuple[np.ndarray, PolicyState]:
+    def __call__(self, given: Given, state: PolicyState) -> tuple[np.ndarray, PolicyState]:
         """A step from the state that is held: the action, and the next one, which the step after next overwrites."""
         for own, new in zip(self._given, given, strict=True):
             np.copyto(own, new)

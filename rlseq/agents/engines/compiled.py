@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from rlseq.agents.acting import ActingStep, PolicyState
+from rlseq.agents.acting import ActingStep, Given, PolicyState
 from rlseq.agents.engines.eager import Eager
 from rlseq.errors import ConfigError
 
@@ -39,7 +39,7 @@ class Compiled(Eager):
         state = self.initial_state()
         try:
             for start in (True, False):
-                _, state = self(obs, number, np.full(rows, start), number, state)
+                _, state = self(Given(obs, number, np.full(rows, start), number), state)
         except RuntimeError as error:
             told = str(error).strip().splitlines()[0]
             raise ConfigError(

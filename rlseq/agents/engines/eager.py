@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from rlseq.agents.acting import ActingStep, PolicyState
+from rlseq.agents.acting import ActingStep, Given, PolicyState
 
 
 class Eager:
@@ -31,19 +31,9 @@ class Eager:
         return self.step.initial_state(self.rows)
 
     @torch.inference_mode()
-    def __call__(
-        self,
-        obs: np.ndarray,
-        reward: np.ndarray,
-        episode_start: np.ndarray,
-        target_return: np.ndarray,
-        state: Any,
-        *,
-        consume: bool = False,
-    ) -> tuple[np.ndarray, PolicyState]:
+    def __call__(self, given: Given, state: Any, *, consume: bool = False) -> tuple[np.ndarray, PolicyState]:
         """See `Engine`."""
-        arrays = (obs, reward, episode_start, target_return)
-        action, following = self.run(*(torch.from_numpy(x).to(self.device) for x in arrays), state)
+        action, following = self.run(*(torch.from_numpy(x).to(self.device) for x in given), state)
         return action.cpu().numpy(), following
 
     @torch.inference_mode()

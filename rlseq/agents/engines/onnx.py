@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlseq.agents.acting import ActingSpec, ActingStep, PolicyState
-from rlseq.agents.engines._buffers import GIVEN, Buffers, flat, shaped
+from rlseq.agents.acting import ActingSpec, ActingStep, Given, PolicyState
+from rlseq.agents.engines._buffers import Buffers, flat, shaped
 from rlseq.agents.engines._graph import in_place, translations
 from rlseq.errors import ConfigError, RunError
 from rlseq.kernels import plain_operations
@@ -55,7 +55,7 @@ class Onnx:
         self.names = tuple(array["name"] for array in self.facts["state"])
         # What does not decide the result (the reward, to a clone of behaviour) is no input of the graph.
         taken = {value.name for value in self._session.get_inputs()}
-        inputs = (*GIVEN, *(f"state.{name}" for name in self.names))
+        inputs = (*Given._fields, *(f"state.{name}" for name in self.names))
         self._inputs = [(index, name) for index, name in enumerate(inputs) if name in taken]
         self._outputs = [value.name for value in self._session.get_outputs()]
         self._in_place = tuple(self.facts.get("in_place", ()))
@@ -68,18 +68,8 @@ class Onnx:
         arrays[self.names.index("timestep")][:] = -1
         return self.restored(arrays)
 
-    def __call__(
-        self,
-        obs: np.ndarray,
-        reward: np.ndarray,
-        episode_start: np.ndarray,
-        target_return: np.ndarray,
-        state: Any,
-        *,
-        consume: bool = False,
-    ) -> tuple[np.ndarray, PolicyState]:
+    def __call__(self, given: Given, state: Any, *, consume: bool = False) -> tuple[np.ndarray, PolicyState]:
         """See `Engine`."""
-        given = (obs, reward, episode_start, target_return)
         if not consume:
             # the caller may have a state that lies in them
             self._buffers = None
@@ -172,10 +162,10 @@ def largest_difference(step: ActingStep, model: bytes, *, rows: int = 3, steps: 
     for number in range(steps):
         obs = rng.normal(size=(rows, step.spec.obs_size)).astype(np.float32)
         start = (rng.random(rows) < 0.1) | (number == 0)
-        arguments = (obs, rng.normal(size=rows), start, np.full(rows, step.spec.target_return))
+        given = Given(obs, rng.normal(size=rows), start, np.full(rows, step.spec.target_return))
         actions = []
         for index, engine in enumerate(both):
-            action, states[index] = engine(*arguments, states[index])
+            action, states[index] = engine(given, states[index])
             actions.append(action.astype(np.float64))
         found = max(found, float(np.abs(actions[0] - actions[1]).max()))
     return found
@@ -211,7 +201,7 @@ def graph(step: ActingStep, facts: dict[str, Any]) -> bytes:
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=batched,
-                input_names=["obs", "reward", "episode_start", "target_return", *(f"state.{n}" for n in names)],
+                input_names=[*Given._fields, *(f"state.{n}" for n in names)],
                 output_names=["action", *(f"next.{n}" for n in names)],
                 custom_translation_table=translations(),
                 verbose=False,
