@@ -44,8 +44,9 @@ from rlseq.errors import RlseqError, RunError
 from rlseq.evaluation import rollout
 from rlseq.progress import ProgressBar
 from rlseq.provenance import provenance
+from rlseq.report import write_json
 from rlseq.t_maze_data import write_minari
-from rlseq.training.checkpoint import all_of, write_json
+from rlseq.training.checkpoint import all_of
 
 LENGTHS = (100, 900, 9_600, 100_000, 1_000_000)
 EPISODES, FIRST_EVALUATION_SEED = 1000, 1_000_000  # of the data; its own episodes have the seeds from 0

@@ -16,7 +16,7 @@ gau and transformer have three tokens a step and attend to 8 steps, flash has ch
 attend to 16; cloning reads no past. Window mode reads 5 steps, of hawk and transformer.
 "us a step" is the median of `Policy.act` for all rows, on whatever else the machine does.
 
-FILE is written after every case; the same command goes on with the cases that have not passed.
+FILE is written after every case; the same command, of the same code, goes on with the cases that have not passed.
 Exit code 0: all equal; 1: a case failed, its row and step are named; 2: bad input.
 """
 
@@ -27,7 +27,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,10 +46,10 @@ from rlseq.agents.behaviour_cloning import Config as CloningConfig
 from rlseq.agents.engines import ENGINES
 from rlseq.agents.policy import MODES
 from rlseq.cli import INTERRUPTED_EXIT
-from rlseq.errors import RlseqError, RunError
+from rlseq.errors import RlseqError
 from rlseq.progress import ProgressBar
 from rlseq.provenance import provenance
-from rlseq.training.checkpoint import write_json
+from rlseq.report import Report
 
 SAME = 1e-5
 LONGEST = 2000
@@ -270,49 +270,14 @@ def parsed() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     return parser, options
 
 
-class Report:
-    """The results so far, and the file that has them; it is written after every case.
+def case_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a row of a report is about."""
+    return row["backbone"], row["mode"], row["engine"]
 
-    Args:
-        file: of an earlier sitting with the same settings, if it is there; None to keep nothing.
-        settings: all that decides a result, besides its case.
 
-    Raises:
-        RunError: the file has other settings, or is none of this script's.
-    """
-
-    def __init__(self, file: Path | None, settings: dict[str, Any]) -> None:
-        self.file, self.settings = file, settings
-        self.sittings: list[dict[str, Any]] = []
-        self.results: dict[tuple[str, str, str], Result] = {}
-        if file is None or not file.exists():
-            return
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            theirs, self.sittings = content["settings"], list(content["sittings"])
-            for one in content["results"]:
-                self.put(Result(**{key: value for key, value in one.items() if key != "passed"}))
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            told = f"{type(error).__name__}: {error}"
-            raise RunError(f"soak: {file} must be written by soak.py, got {told}. Give another --out.") from error
-        if theirs != settings:
-            raise RunError(f"soak: {file} must have the settings {settings}, got {theirs}. Give another --out.")
-
-    def put(self, result: Result) -> None:
-        """Adds a result, in place of one of the same case."""
-        self.results[result.backbone, result.mode, result.engine] = result
-
-    def lacks(self, name: str, mode: str, engine: str) -> bool:
-        """Whether a case has not passed yet."""
-        found = self.results.get((name, mode, engine))
-        return found is None or not found.passed
-
-    def write(self, sitting: dict[str, Any]) -> None:
-        """Writes the file, whole or not at all."""
-        if self.file is not None:
-            rows = [asdict(one) | {"passed": one.passed} for one in self.results.values()]
-            sittings = [*self.sittings, sitting]
-            write_json(self.file, {"settings": self.settings, "sittings": sittings, "results": rows})
+def result_of(row: Mapping[str, Any]) -> Result:
+    """A row of a report as it was."""
+    return Result(**{field.name: row[field.name] for field in fields(Result)})
 
 
 def main() -> None:
@@ -327,7 +292,7 @@ def main() -> None:
     if not cases:
         parser.error(f"window mode is soaked for {' and '.join(WINDOWED)}; add one of them to --backbones.")
     try:
-        report, store = Report(options.out, settings), store_of()
+        report, store = Report(options.out, settings, where), store_of()
         made = {name: agent_of(name, store) for name in options.backbones}
         run = prepared(store, options.rows, options.steps, options.seed)
         print(json.dumps(where), flush=True)
@@ -335,17 +300,19 @@ def main() -> None:
             for number, (name, mode) in enumerate(cases):
                 window = WINDOW if mode == "window" else None
                 make = partial(made[name].policy, options.rows, mode=mode, window=window)
-                todo = [engine for engine in options.engines if report.lacks(name, mode, engine)]
+                passed = {case_of(row) for row in report.rows if row["passed"]}
+                todo = [engine for engine in options.engines if (name, mode, engine) not in passed]
+                report.rows = [row for row in report.rows if case_of(row) not in {(name, mode, one) for one in todo}]
                 policies = {engine: partial(make, engine=engine) for engine in todo}
                 for result in compared(name, made[name], mode, policies, run, partial(shown, bar, number)):
-                    report.put(result)
-                    report.write(where)
-    except RlseqError as error:
-        parser.error(str(error))
+                    report.add([asdict(result) | {"passed": result.passed}])
+        chosen = {(*case, engine) for case in cases for engine in options.engines}
+        results = [result_of(row) for row in report.rows if case_of(row) in chosen]
+    except (RlseqError, OSError, MemoryError) as error:
+        parser.error(" ".join(str(error).split()) or type(error).__name__)
     except KeyboardInterrupt:
         print("soak.py: stopped; the same command goes on.", file=sys.stderr)
         sys.exit(INTERRUPTED_EXIT)
-    results = list(report.results.values())
     Console(width=max(WIDE, Console().width)).print(table(results))
     for failed in (one.told for one in results if not one.passed):
         print(failed, file=sys.stderr)

@@ -41,8 +41,8 @@ from rlseq import backbones
 from rlseq.errors import RlseqError, RunError
 from rlseq.progress import ProgressBar
 from rlseq.provenance import provenance
+from rlseq.report import write_json
 from rlseq.training import OptimConfig
-from rlseq.training.checkpoint import write_json
 
 LENGTHS = {"induction": (256,), "copying": (128, 1024)}
 Result = dict[str, Any]

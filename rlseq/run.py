@@ -15,6 +15,7 @@ from rlseq import agents, backbones, data, envs, evaluation
 from rlseq.config import ENV_STEPS_PER_UPDATE, Experiment, differences, flat, from_json, settle, to_json
 from rlseq.errors import ConfigError, RunError
 from rlseq.provenance import provenance
+from rlseq.report import write_json
 from rlseq.training import OptimConfig, Trainer, TrainingConfig, checkpoint
 from rlseq.training.metrics import TensorBoard, Writer
 from rlseq.training.seeding import seed_everything
@@ -245,8 +246,8 @@ class _Run:
         self.out.mkdir(parents=True, exist_ok=True)
         history = self.out / "provenance.json"
         earlier = checkpoint.read_history(history) if update else []
-        checkpoint.write_json(self.out / "config.json", to_json(self.experiment))
-        checkpoint.write_json(history, [*earlier, provenance()])
+        write_json(self.out / "config.json", to_json(self.experiment))
+        write_json(history, [*earlier, provenance()])
         self._board = TensorBoard(self.out, purge_update=update + 1 if update else None)
         if not update:
             self._board.text("experiment", "```json\n" + json.dumps(to_json(self.experiment), indent=2) + "\n```")
@@ -289,7 +290,7 @@ class _Run:
             "dataset": {"id": agent.info.id, "return_max": agent.stats.return_max, "steps": agent.stats.steps},
             **provenance(),
         }
-        checkpoint.write_json(self.out / "result.json", result)
+        write_json(self.out / "result.json", result)
         sizes = {"parameters": self.parameters, "state_bytes": state_bytes, "step_flops": flops}
         figures = {f"hparam/{name}": float(value) for name, value in sizes.items()}
         if scores:

@@ -17,7 +17,7 @@ MAX_LINES = 400
 
 # unit -> the units that it may import besides itself. A unit is a subpackage of rlseq or a module at its top.
 WORDS = {"types", "errors"}
-TOOLS = {"progress", "provenance"}
+TOOLS = {"progress", "provenance", "report"}
 AGENT_SIDE = WORDS | {"agents", "backbones", "kernels"}
 BELOW_RUN = AGENT_SIDE | TOOLS | {"data", "envs", "training", "evaluation"}
 ARROWS: dict[str, set[str]] = {
@@ -25,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "progress": WORDS,
     "provenance": WORDS,
+    "report": WORDS,
     "kernels": {"errors"},
     "backbones": WORDS | {"kernels"},
     "data": WORDS,

@@ -158,12 +158,12 @@ def test_the_script_writes_its_results_and_its_exit_code_tells(
     content, printed = json.loads(file.read_text()), capsys.readouterr()
     assert content["settings"] == {"rows": 3, "steps": 100, "seed": 0, "tolerance": same}
     assert content["sittings"][0]["command"].startswith("python benchmarks/soak.py --backbones cloning hawk")
-    assert [(one["backbone"], one["mode"]) for one in content["results"]] == [
+    assert [(one["backbone"], one["mode"]) for one in content["rows"]] == [
         ("cloning", "recurrent"),
         ("hawk", "recurrent"),
         ("hawk", "window"),
     ]
-    assert [one["passed"] for one in content["results"]] == [code == 0] * 3
+    assert [one["passed"] for one in content["rows"]] == [code == 0] * 3
     rows = [line for line in printed.out.splitlines() if line.startswith("| ") and "eager" in line]
     assert [line.rstrip("| ").endswith(equal) for line in rows] == [True] * 3
     assert ("cloning, eager, recurrent: row" in printed.err) == (code == 1)
@@ -183,14 +183,14 @@ def test_the_same_command_goes_on_with_what_has_not_passed(tmp_path: Path, monke
     assert asked == [("cloning", "recurrent", ["eager"]), ("cloning", "recurrent", [])]
     content = json.loads(file.read_text())
     assert len(content["sittings"]) == 1
-    content["results"][0]["failed_rows"] = [1]
+    content["rows"][0] |= {"failed_rows": [1], "passed": False}
     file.write_text(json.dumps(content))
     assert scripted(monkeypatch, *arguments, "--engines", "eager") == 0
     assert asked[2:] == [("cloning", "recurrent", ["eager"])]
-    assert json.loads(file.read_text())["results"][0]["passed"]
+    assert json.loads(file.read_text())["rows"][0]["passed"]
 
 
-@pytest.mark.parametrize(("content", "message"), [("{}", "must be written by soak.py"), ("[", "JSONDecodeError")])
+@pytest.mark.parametrize(("content", "message"), [("{}", "must be of this command"), ("[", "JSONDecodeError")])
 def test_a_file_of_something_else_is_refused(
     content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,7 +198,7 @@ def test_a_file_of_something_else_is_refused(
     file.write_text(content)
     monkeypatch.setattr(sys, "argv", ["soak.py", "--backbones", "cloning", "--out", str(file)])
     assert message in refusal(capsys, soak.main)
-    other = {"settings": {"rows": 1}, "sittings": [], "results": []}
+    other = {"settings": {"rows": 1}, "sittings": [], "rows": []}
     file.write_text(json.dumps(other))
     assert "must have the settings {'rows': 64" in refusal(capsys, soak.main)
 

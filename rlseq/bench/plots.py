@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlseq.bench.tables import fastest
+
 STYLES = {"recurrent": "-", "window": "--", "cache": ":"}
 
 
 def latency(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """Time of a step and throughput against the batch, a line for the fastest engine of every contender."""
-    from rlseq.bench.tables import fastest
-
     _draw(
         fastest(rows),
         "batch",

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from rlseq.errors import ConfigError, RunError
+from rlseq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rlseq.bench.measure import Plan
 
 
 @dataclass(frozen=True)
@@ -86,113 +88,56 @@ def main(arguments: list[str]) -> None:
     import torch
 
     from rlseq.bench import plots, tables
+    from rlseq.bench.measure import measure, rows_of
     from rlseq.provenance import provenance
+    from rlseq.report import Report
 
-    _check(chosen)
-    torch.set_num_threads(chosen.threads)  # after the kernels were loaded: they set what RLSEQ_NUM_THREADS says
-    report = _Report(chosen, provenance())
-    for _ in _measured(chosen, report):
-        report.save()
-    printed = {part: getattr(tables, part)(rows) for part in ("latency", "growth") if (rows := report.rows(part))}
+    plan = _plan(chosen)
+    torch.set_num_threads(plan.threads)  # after the kernels were loaded: they set what RLSEQ_NUM_THREADS says
+    report = Report(None if chosen.out is None else chosen.out / "acting.json", asdict(plan), provenance())
+    if chosen.out is not None:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+    if not plan.rivals and not chosen.json:
+        print("Without Hugging Face's models: pip install transformers brings them.")
+    measure(plan, report, chosen.parts, quiet=chosen.json)
+    found = {part: rows for part in ("latency", "growth") if (rows := rows_of(report, part))}
+    printed = {part: getattr(tables, part)(rows) for part, rows in found.items()}
     if chosen.json:
-        print(json.dumps(report.content))
+        print(json.dumps(report.content()))
     else:
         for table in printed.values():
             _print(table)
     if chosen.out is not None:
         text = "\n\n".join(tables.markdown(table) for table in printed.values())
         (chosen.out / "acting.md").write_text(f"{text}\n")
-        for part in printed:
-            getattr(plots, part)(report.rows(part), chosen.out / f"acting-{part}.png")
+        for part, rows in found.items():
+            getattr(plots, part)(rows, chosen.out / f"acting-{part}.png")
         if not chosen.json:
             print(f"Written to {chosen.out}: acting.json, acting.md and the pictures.")
 
 
-class _Report:
-    """Everything that was measured, kept in a file so that a run can go on."""
-
-    def __init__(self, chosen: Acting, where: dict[str, Any]) -> None:
-        settings = {key: value for key, value in asdict(chosen).items() if key not in ("out", "json", "parts")}
-        settings = json.loads(json.dumps(settings))
-        self.content: dict[str, Any] = {"settings": settings, **where, "latency": [], "growth": []}
-        self._file = None if chosen.out is None else chosen.out / "acting.json"
-        if self._file is None:
-            return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        if not self._file.exists():
-            return
-        try:
-            before = json.loads(self._file.read_text())
-            same = before["settings"] == settings and before["versions"] == where["versions"]
-            rows = {part: [dict(row) for row in before[part]] for part in ("latency", "growth")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"bench acting: {self._file} must be of this command, got {error!r}. Remove it.") from error
-        if not same:
-            raise RunError(
-                f"bench acting: {self._file} must be of the same options and versions, got others. Remove it or give "
-                "another --out."
-            )
-        self.content |= rows
-
-    def rows(self, part: str) -> list[dict[str, Any]]:
-        """What was measured."""
-        rows: list[dict[str, Any]] = self.content[part]
-        return rows
-
-    def save(self) -> None:
-        """Writes the file, whole or not at all."""
-        if self._file is not None:
-            half = self._file.with_suffix(".part")
-            half.write_text(json.dumps(self.content, indent=1) + "\n")
-            half.replace(self._file)
-
-
-def _check(chosen: Acting) -> None:
+def _plan(chosen: Acting) -> Plan:
+    """What was chosen, with what is installed in place of what was left out; one clear error before any work."""
     from rlseq import backbones
+    from rlseq.bench import rivals
+    from rlseq.bench.measure import Plan
 
     for name in chosen.backbones:
-        backbones.load(name)  # one clear error before the first minute of work
+        backbones.load(name)
     if chosen.out is not None and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError('bench acting: --out needs matplotlib, got none. Install it: pip install "rlseq[plot]".')
-
-
-def _measured(chosen: Acting, report: _Report) -> Iterator[None]:
-    """Adds to the report; yields after every piece."""
-    from rlseq import backbones
-    from rlseq.bench import acting, contenders, rivals, tables
-
-    names = dict.fromkeys(chosen.backbones or backbones.available())
     with_onnx = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
     usual = ("eager", "onnx") if with_onnx else ("eager",)
-    engines = list(dict.fromkeys(chosen.engines or usual))
-    quiet = chosen.json
-    if not rivals.available() and not quiet:
-        print("Without Hugging Face's models: pip install transformers brings them.")
-    carried = [contenders.recurrent(name, engine) for name in names for engine in engines]
-    lengths = sorted(set(chosen.windows))
-    windows = [contenders.window("transformer", steps) for steps in lengths]
-    theirs = [rivals.window(steps) for steps in lengths] if rivals.available() else []
-    latency, growth = report.rows("latency"), report.rows("growth")
-    if "latency" in chosen.parts:
-        for batch in sorted(set(chosen.batches)):
-            if not any(row["batch"] == batch for row in latency):
-                every = [*carried, *windows, *theirs]
-                latency += acting.latency(every, batch, chosen.rounds, before=latency, quiet=quiet)
-                yield
-    if "growth" not in chosen.parts:
-        return
-    best = {row["name"]: row["engine"] for row in tables.fastest(latency) if row["mode"] == "recurrent"}
-    for one in (*carried, *windows[:1], *([rivals.cache()] if rivals.available() else [])):
-        steady = one.mode == "recurrent"
-        if (steady and one.engine != best.get(one.name, engines[-1])) or any(r["label"] == one.label for r in growth):
-            continue
-        rows, actions = acting.growth(
-            one, chosen.steps, chosen.rounds, seconds=float("inf") if steady else 30.0, quiet=quiet
-        )
-        if one.agent is not None:
-            rows[-1]["drift"] = acting.drift(one.agent, actions, quiet=quiet)
-        growth += rows
-        yield
+    return Plan(
+        backbones=tuple(dict.fromkeys(chosen.backbones or backbones.available())),
+        engines=tuple(dict.fromkeys(chosen.engines or usual)),
+        batches=tuple(sorted(set(chosen.batches))),
+        windows=tuple(sorted(set(chosen.windows))),
+        steps=chosen.steps,
+        rounds=chosen.rounds,
+        threads=chosen.threads,
+        rivals=rivals.available(),
+    )
 
 
 def _print(lines: list[list[str]]) -> None:

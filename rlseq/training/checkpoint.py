@@ -25,16 +25,10 @@ from safetensors.torch import load_model, save_model
 
 from rlseq.agents import Agent
 from rlseq.errors import RunError
+from rlseq.report import write_json
 from rlseq.types import DatasetInfo, DatasetStats
 
 CHECKPOINTS = "checkpoints"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON under a temporary name, then renames."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
 
 
 def save(run: Path, update: int, config: dict[str, Any], agent: Agent, trainer: dict[str, Any], keep: int) -> Path:

@@ -28,25 +28,31 @@ def test_figures_are_printed_written_drawn_and_gone_on_with(capsys: pytest.Captu
         "acting.json", "acting.md", "acting-latency.png", "acting-growth.png"
     }  # fmt: skip
     whole = json.loads(file.read_text())
-    assert [(row["label"], row["batch"]) for row in whole["latency"]] == [
+    latency, growth = ([row for row in whole["rows"] if row["part"] == part] for part in ("latency", "growth"))
+    assert [(row["label"], row["batch"]) for row in latency] == [
         (label, batch) for batch in (1, 3) for label in ("hawk recurrent", "transformer window K=4")
     ]
-    assert [row["step"] for row in whole["growth"]] == 2 * [10, 30, 40]
-    assert whole["growth"][2]["drift"] < 1e-5
-    assert whole["versions"]["torch"]
+    assert [row["step"] for row in growth] == 2 * [10, 30, 40]
+    assert growth[2]["drift"] < 1e-5
+    assert whole["sittings"][0]["versions"]["torch"]
 
-    half = whole | {"latency": whole["latency"][:2], "growth": []}
+    half = whole | {"rows": latency[:2]}
     file.write_text(json.dumps(half))
     assert main(["bench", "acting", *SMALL, "--batches", "1", "3", "--out", "found", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert again["latency"][:2] == half["latency"]
-    assert len(again["latency"]) == 4
-    assert len(again["growth"]) == 6
+    assert again["rows"][:2] == latency[:2]
+    assert [row["part"] for row in again["rows"]] == 4 * ["latency"] + 6 * ["growth"]
+    assert [row["sitting"] for row in again["rows"]] == 2 * [0] + 8 * [1]
 
     before = file.read_text()
-    assert "same options" in one_line(capsys, ["bench", "acting", *SMALL, "--batches", "2", "--out", "found"])
+    assert "must have the settings" in one_line(capsys, ["bench", "acting", *SMALL, "--batches", "2", "--out", "found"])
     assert file.read_text() == before
-    for broken in ({}, {key: value for key, value in whole.items() if key != "latency"}, whole | {"growth": [1]}):
+    older = [one | {"commit": "another"} for one in whole["sittings"]]
+    file.write_text(json.dumps(whole | {"sittings": older}))
+    assert "must have the commit" in one_line(
+        capsys, ["bench", "acting", *SMALL, "--batches", "1", "3", "--out", "found"]
+    )
+    for broken in ({}, {key: value for key, value in whole.items() if key != "rows"}, whole | {"rows": [1]}):
         file.write_text(json.dumps(broken))
         told = one_line(capsys, ["bench", "acting", *SMALL, "--batches", "1", "3", "--out", "found"])
         assert "of this command" in told
