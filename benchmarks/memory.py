@@ -191,11 +191,14 @@ class Run:
             result: Result = json.loads(self.file.read_text())
             same = result["settings"] == settings
             rows = {int(found["episodes"]) for found in result["lengths"].values()}
+            lost = {int(length) for length, found in result["lengths"].items() if not 0 <= found["success"] <= 1}
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             told = f"{type(error).__name__}: {error}"
             raise RunError(f"run: {self.file} must hold a result, got {told}. Remove it and {self.folder}.") from error
         if not same:
             raise RunError(f"run: {self.file} must have this run's settings, got others. Give another --out.")
+        if lost:
+            raise RunError(f"run: {self.file} must have rates in [0, 1], got others at {lost}. Remove the file.")
         if rows - {self.options.episodes}:
             raise RunError(
                 f"run: {self.file} must have {self.options.episodes} episodes a length, got "
@@ -216,8 +219,11 @@ class Run:
             write_data(self.options.out, self.options.corridor)
             if not (self.folder / "result.json").exists():
                 train(self.arguments, self.folder)
-            trained = json.loads((self.folder / "result.json").read_text())
-            result |= {key: trained[key] for key in ("updates", "train_seconds", "parameters", "state_bytes")}
+            try:
+                trained = json.loads((self.folder / "result.json").read_text())
+                result |= {key: trained[key] for key in ("updates", "train_seconds", "parameters", "state_bytes")}
+            except (ValueError, LookupError, TypeError) as error:
+                raise RunError(f"run: {self.folder} must hold a result, got {error!r}. Remove it.") from error
             result["provenance"] = where()
             write_json(self.file, result)
         policy, window, found = None, RECIPES[self.name].within(self.options.corridor), result["lengths"]
@@ -228,7 +234,8 @@ class Run:
                     mode = "recurrent" if window is None else "window"
                     agent = rlseq.load(self.folder, device="cpu")
                     policy = agent.policy(self.options.episodes, mode=mode, window=window, engine=engine)
-                found[str(length)] = {**ask(policy, length, self.label), "engine": engine}
+                when = {key: value for key, value in where().items() if key in ("date", "commit")}
+                found[str(length)] = {**ask(policy, length, self.label), "engine": engine, **when}
                 write_json(self.file, result)
             if found[str(length)]["success"] < 1:
                 break

@@ -1,7 +1,7 @@
 """What `soak.py` plays, and what it compares that with: rows of random episodes together, and each episode alone.
 
 A scenario is a list of steps for N rows. Lone runs come in two kinds, and neither shares a line of the way that rows
-are kept apart with what is soaked: `lone_passes` gives every episode as one sequence to the agent's parallel pass in
+are kept apart with what is soaked: `LonePasses` gives every episode as one sequence to the agent's parallel pass in
 float64; `lone_steps` plays rows with a policy of one row, which is fresh at every episode's start.
 """
 
@@ -150,7 +150,7 @@ class LonePasses:
             for one, other in pairwise(episodes)
             if one.row == other.row and min(one.last - one.first, other.last - other.first) > 1
         ]
-        chosen = pairs[:: max(1, len(pairs) // most)]
+        chosen = [pairs[index] for index in np.linspace(0, len(pairs) - 1, min(most, len(pairs))).astype(int)]
         found = [np.abs(self.read([one, other])[one.last - one.first :] - self.read([other])) for one, other in chosen]
         return min((float(each.max()) for each in found), default=0.0)
 

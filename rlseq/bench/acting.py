@@ -64,7 +64,7 @@ def latency(
         quiet: show no progress.
 
     Raises:
-        ConfigError: a contender's engine does not act as the eager one does.
+        ConfigError: a contender does not act as it must, by the parallel pass.
     """
     chosen = [one for one in contenders if _expected_seconds(one, batch, before) <= LONGEST_STEP]
     actors: list[Actor] = []
@@ -73,8 +73,8 @@ def latency(
         for contender in chosen:
             bar.update(len(actors), f"preparing {contender.label} {contender.engine}")
             actors.append(contender.make(batch))
-            one = _seconds(actors[-1], batch, 1)
-            steps.append(math.ceil(TURN_SECONDS / (one if one > TURN_SECONDS else _seconds(actors[-1], batch, 3))))
+            one = _seconds(actors[-1], batch, 1)  # the first one may prepare: only what is far longer is believed
+            steps.append(math.ceil(TURN_SECONDS / (one if one > 1.0 else _seconds(actors[-1], batch, 3))))
         found: list[list[float]] = [[] for _ in chosen]
         for turn in range(rounds):
             for index, (contender, actor) in enumerate(zip(chosen, actors, strict=True)):
