@@ -76,7 +76,7 @@ class Contender:
         return {field: getattr(self, field) for field in own}
 
 
-def agent_of(name: str, window: int | None = None) -> Agent:
+def agent_of(name: str, window: int | None = None, tokens: str = "auto") -> Agent:
     """The agent of a backbone with its usual tokens and window, without a timestep table: an episode has no end."""
     ones, bound = np.ones(OBS_SIZE, np.float32), np.ones(ACTION_SIZE, np.float32)
     info = DatasetInfo("bench", None, OBS_SIZE, -bound, bound, None, None, None)
@@ -103,13 +103,22 @@ def agent_of(name: str, window: int | None = None) -> Agent:
         window=window,
         backbone_options={"width": WIDTH, "depth": DEPTH},
         timestep_embedding=False,
+        tokens=tokens,
     )
     return agent.eval()
 
 
-def recurrent(name: str, engine: str) -> Contender:
+def carried(name: str, engine: str) -> list[Contender]:
+    """A backbone that carries its state, with its usual tokens, and with one a step where it usually has more."""
+    usual = recurrent(name, engine)
+    several = isinstance(usual.agent, DecisionTransformer) and usual.agent.tokens.per_step > 1
+    return [usual, recurrent(name, engine, "joint")] if several else [usual]
+
+
+def recurrent(name: str, engine: str, tokens: str = "auto") -> Contender:
     """A backbone that carries its state."""
-    agent = agent_of(name)
+    agent = agent_of(name, tokens=tokens)
+    name = name if tokens == "auto" else f"{name} {tokens}"
     graphs: list[bytes] = []
 
     def make(rows: int) -> Policy:

@@ -56,7 +56,7 @@ def measure(plan: Plan, report: Report, parts: Sequence[str], *, quiet: bool = F
     Raises:
         ConfigError: an engine does not act as it must.
     """
-    carried = [contenders.recurrent(name, engine) for name in plan.backbones for engine in plan.engines]
+    carried = [one for name in plan.backbones for engine in plan.engines for one in contenders.carried(name, engine)]
     windows = [contenders.window("transformer", steps) for steps in plan.windows]
     theirs = [rivals.window(steps) for steps in plan.windows] if plan.rivals else []
     if "latency" in parts:

@@ -13,6 +13,8 @@ from torch.utils import _pytree
 
 from rlseq import backbones
 from rlseq.backbones import Block, GatedMLP, RMSNorm, Stack, TwoLayerMLP
+from rlseq.backbones._attention import AttentionMixer
+from rlseq.backbones._gated_attention import GauMixer
 from rlseq.backbones._pattern import MLPS, NORMS, stack
 from rlseq.backbones._rg_lru import RecurrentConfig
 from rlseq.backbones._stack import MixerConfig, ScaleNorm, StackConfig, WindowConfig, fan_in_linear
@@ -223,6 +225,24 @@ def test_window_is_filled_in_once_and_needed_at_the_end() -> None:
         WindowConfig(window=-1)
     with pytest.raises(NotImplementedError):
         MixerConfig().mixer(WIDTH, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1), None], ids=str)
+@pytest.mark.parametrize("few", [1, 2, 3])
+def test_a_few_tokens_that_go_one_by_one_are_those_of_the_whole(heads: tuple[int, int] | None, few: int) -> None:
+    torch.manual_seed(0)
+    if heads is None:
+        mixer = GauMixer(WIDTH, 5).double()
+    else:
+        mixer = AttentionMixer(WIDTH, heads[0], 5, key_heads=heads[1], rope=1.0).double()
+    x, reset = torch.randn(ROWS, 18, WIDTH, dtype=torch.float64), torch.rand(ROWS, 18) < 0.1
+    whole, last = mixer(x, None, reset)
+    state, parts = mixer.init_state(ROWS), []
+    for piece, flags in zip(x.split(few, 1), reset.split(few, 1), strict=True):
+        o, state = mixer(piece, state, flags)
+        parts.append(o)
+    for got, expected in zip((torch.cat(parts, 1), *state), (whole, *last), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=BACKBONES["attention one by one"])
 
 
 def test_a_state_of_another_depth_is_refused_by_a_checkpointed_stack_too() -> None:

@@ -76,6 +76,13 @@ def test_drift_is_small_and_sees_one_wrong_action(name: str) -> None:
     assert acting.drift(contender.agent, wrong, quiet=True) == 2.0
 
 
+def test_a_backbone_of_several_tokens_a_step_is_timed_with_one_too() -> None:
+    names = {name: [one.label for one in contenders.carried(name, "eager")] for name in ("hawk", "gau")}
+    assert names == {"hawk": ["hawk recurrent"], "gau": ["gau recurrent", "gau joint recurrent"]}
+    sizes = [one.make(2).state_bytes for one in contenders.carried("gau", "eager")]
+    assert sizes[0] > 2 * sizes[1]
+
+
 def test_an_engine_that_acts_otherwise_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     def slipping(engine: str, step: Any, rows: int) -> Any:
         real = contenders.Policy(build(engine, step, rows), rows, target_return=None).engine

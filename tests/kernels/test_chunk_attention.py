@@ -130,13 +130,13 @@ def test_blocks_equal_the_loop_with_all_gradients(
 
 @implementations
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_inputs_keep_float32_weights_and_float64_sums(name: str, dtype: torch.dtype) -> None:
+def test_half_precision_inputs_keep_float32_weights_and_sums(name: str, dtype: torch.dtype) -> None:
     *tokens, reset = cast(_inputs(100, size=16, width=33, resets=0.02), dtype)
     args = [*tokens, _bias(16).to(dtype), reset]
     got = with_gradients(_both(name, 16), args)
     expected = with_gradients(_both("reference", 16), cast(args, torch.float64))
     assert got[0].dtype is got[2].dtype is got[3].dtype is got[4].dtype is dtype
-    assert got[1].dtype is torch.float64
+    assert got[1].dtype is torch.float32
     assert worst(got, expected) < KERNELS["chunk_attention"][dtype]
 
 
@@ -207,6 +207,18 @@ def test_steps_equal_the_forward_and_leave_an_old_state_of_constant_size_alone()
         state = new
     assert worst(_seen(state), _seen(last)) < EXACT
     assert torch.equal(state.count, last.count)
+
+
+def test_a_mean_in_float32_does_not_drift_over_many_chunks() -> None:
+    torch.manual_seed(0)
+    states = [ChunkState.zeros(2, 2, 4, 5, dtype=dtype) for dtype in (torch.float32, torch.float64)]
+    for _ in range(1000):
+        tokens = [1.0 + torch.randn(2, 2, size) for size in (4, 4, 4, 4, 5)]
+        for index, state in enumerate(states):
+            states[index] = chunk_attention(*[one.to(state.mean.dtype) for one in tokens], 2, None, state)[1]
+    single, double = (state.mean for state in states)
+    assert single.dtype is torch.float32
+    assert worst([single], [double]) < KERNELS["mean"][torch.float32]
 
 
 def test_a_packed_row_equals_its_episodes_apart() -> None:

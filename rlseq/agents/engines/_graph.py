@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,12 @@ import torch
 def translations() -> dict[Any, Any]:
     """For `torch.onnx.export`: operations of PyTorch -> functions that write them in ONNX."""
     own = torch.ops.aten
-    return {own.index_put.default: _scatter, own.rms_norm.default: _rms_norm, own.sigmoid.default: _sigmoid}
+    return {
+        own.index_put.default: _scatter,
+        own.rms_norm.default: _rms_norm,
+        own.scaled_dot_product_attention.default: _attention,
+        own.sigmoid.default: _sigmoid,
+    }
 
 
 def in_place(model: Any, names: list[str]) -> list[str]:
@@ -37,6 +43,31 @@ def in_place(model: Any, names: list[str]) -> list[str]:
         if all(node.op_type == "Gather" and node.output[0] in waited for node in readers):
             found.append(name)
     return found
+
+
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """One query a row to the keys that a mask shows it: the exporter's own scales, copies and transposes all keys."""
+    from onnxscript import opset20
+    from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
+
+    op: Any = opset20
+    one, flags = query.shape[-2] == 1, attn_mask is not None and attn_mask.dtype == 9
+    if not one or not flags or is_causal or enable_gqa or dropout_p:
+        return aten_scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=[0, 1, 3, 2]))
+    return op.MatMul(op.Softmax(op.Where(attn_mask, scores, -math.inf), axis=-1), value)
 
 
 def _rms_norm(x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Any:

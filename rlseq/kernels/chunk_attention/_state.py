@@ -16,7 +16,8 @@ class ChunkState(NamedTuple):
     A key or value that has an entry that is not finite is kept as NaN.
 
     Attributes:
-        mean: (B, s, e) float64 mean of S_n over the complete chunks n; zeros if there is none.
+        mean: (B, s, e) mean of S_n over the complete chunks n; zeros if there is none. float32, or float64 where the
+            keys are; the next token reads all of it, and to round it once a chunk is no drift: a mean forgets.
         key_quad: (B, C, s) k_quad of the tokens so far in the current chunk; empty slots are zero, but a chunk that is
             complete may stay until the next token comes.
         key_lin: (B, C, s) k_lin of those tokens, likewise.
@@ -40,14 +41,19 @@ class ChunkState(NamedTuple):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> ChunkState:
-        """No tokens, which equals state None; dtype is that of the keys and values."""
+        """No tokens, which equals state None; dtype is that of the keys and values, torch's default if None."""
         return ChunkState(
-            torch.zeros(batch_size, key_size, value_size, dtype=torch.float64, device=device),
+            torch.zeros(batch_size, key_size, value_size, dtype=mean_dtype(dtype), device=device),
             torch.zeros(batch_size, chunk, key_size, device=device, dtype=dtype),
             torch.zeros(batch_size, chunk, key_size, device=device, dtype=dtype),
             torch.zeros(batch_size, chunk, value_size, device=device, dtype=dtype),
             torch.zeros(batch_size, dtype=torch.int64, device=device),
         )
+
+
+def mean_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """Of the mean beside keys and values of this dtype."""
+    return torch.float64 if (dtype or torch.get_default_dtype()) is torch.float64 else torch.float32
 
 
 def carried_mean(state: ChunkState, chunk: int) -> tuple[Tensor, Tensor]:

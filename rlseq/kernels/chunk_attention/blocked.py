@@ -31,7 +31,7 @@ from rlseq.kernels._attention import (
     surely_finite,
 )
 from rlseq.kernels.chunk_attention._blocks import Tokens, over_blocks
-from rlseq.kernels.chunk_attention._state import ChunkState, carried_mean
+from rlseq.kernels.chunk_attention._state import ChunkState, carried_mean, mean_dtype
 
 _PIECE = 1 << 21
 """Values (rows x tokens x e) that are worked on at a time on a CPU: more falls out of its caches, and what is freed in
@@ -105,10 +105,10 @@ def _in_pieces(
         if state is None:
             sizes = (batch, chunk, tokens[1].shape[2], width)
             state = ChunkState.zeros(*sizes, device=tokens[-1].device, dtype=tokens[-1].dtype)
-        # between pieces the tokens keep all their bits
+        # between pieces the state keeps all its bits
         dtypes = [one.dtype for one in state]
         finest = [torch.promote_types(one, tokens[-1].dtype) for one in dtypes[1:4]]
-        state = _as(state, [dtypes[0], *finest, dtypes[4]])
+        state = _as(state, [torch.float64, *finest, dtypes[4]])
         for part, part_reset in zip(parts, resets, strict=False):
             o, state = _piece(part, chunk, bias, state, part_reset, aligned)
             outputs.append(o)
@@ -187,6 +187,7 @@ def _piece(
 
     after = position[:, -1] + 1
     mean = _mean(tokens, total, mean, before, chunk, times, after)
+    mean = mean.to(mean_dtype(given[-1].dtype) if state is None else state.mean.dtype)
     if lost_lin is not None or mean_lost is not None:
         lost = torch.zeros_like(after, dtype=torch.bool)
         begin = (past + length - torch.remainder(after, chunk))[:, None]
@@ -241,16 +242,16 @@ def _mean(
     times: _Times,
     count: Tensor,
 ) -> Tensor:
-    """(B, s, e) float64 mean over the complete chunks after the last token, which is at position count (B,) - 1.
+    """(B, s, e) mean over the complete chunks after the last token, which is at position count (B,) - 1.
 
-    total is what ``over_blocks`` gives; mean is the carried one, over before (B,) chunks.
+    It is float64, but for zeros. total is what ``over_blocks`` gives; mean is the carried one, over before (B,) chunks.
     """
     batch, keys, width = tokens.v.shape
     complete, episode = torch.div(count, chunk, rounding_mode="floor"), times.episode[:, -1:]
     carried = episode[:, 0] < times.past if mean is not None else torch.zeros_like(count, dtype=torch.bool)
     if keys < chunk or not may_hold(complete > torch.where(carried, before, 0)):
         if mean is None:
-            return tokens.v.new_zeros((), dtype=torch.float64).expand(batch, tokens.k_lin.shape[2], width)
+            return tokens.v.new_zeros(()).expand(batch, tokens.k_lin.shape[2], width)
         return torch.where(carried[:, None, None], mean, 0.0) if may_hold(~carried) else mean
     begin, complete = keys - torch.remainder(count, chunk)[:, None], complete.clamp_min(1)
     if total is not None:

@@ -43,9 +43,10 @@ def chunk_attention(
         state = ChunkState.zeros(v.shape[0], chunk, k_quad.shape[2], v.shape[2], device=v.device, dtype=v.dtype)
     # without gradients NaN spoils what it should by itself, because a token that is not finite is NaN as a whole
     guarded = torch.is_grad_enabled()
-    mean, mean_lost = state.mean.to(torch.float64), None
+    mean, mean_lost, finest = state.mean, None, torch.promote_types(state.mean.dtype, dtype)
     if guarded:
         mean, mean_lost = carried_mean(state, chunk)
+    mean = mean.to(finest)
     carried = [one.dtype for one in state[1:4]]
     # between the tokens of a call they keep all their bits
     buffers = [one.to(torch.promote_types(one.dtype, v.dtype)) for one in state[1:4]]
@@ -57,8 +58,7 @@ def chunk_attention(
     bias = None if bias is None else bias.to(dtype)
     lost_query = broken(q_quad, q_lin) if guarded else None
     queries = [
-        all_nan(one) if lost_query is None else cut_out(one, lost_query)
-        for one in (q_quad.to(dtype), q_lin.to(torch.float64))
+        all_nan(one) if lost_query is None else cut_out(one, lost_query) for one in (q_quad.to(dtype), q_lin.to(finest))
     ]
     # unbind: the gradient of v[:, t] would be a tensor of the whole length for every token
     tokens = zip(*[one.unbind(1) for one in (*queries, *map(all_nan, (k_quad, k_lin, v)))], strict=True)
@@ -94,7 +94,9 @@ def chunk_attention(
     if mean_lost is not None and may_hold(mean_lost):
         mean = torch.where(mean_lost[:, None, None], math.nan, mean)
     key_quad, key_lin, value = (one.to(before) for one, before in zip(buffers, carried, strict=True))
-    return torch.stack(outputs, dim=1).to(v.dtype), ChunkState(mean, key_quad, key_lin, value, count)
+    return torch.stack(outputs, dim=1).to(v.dtype), ChunkState(
+        mean.to(state.mean.dtype), key_quad, key_lin, value, count
+    )
 
 
 def _linear(
@@ -103,8 +105,8 @@ def _linear(
     """What the token sees of the chunks before its own (B, e), and the mean after it.
 
     Args:
-        query: (B, s) float64.
-        mean: (B, s, e) float64 before the token.
+        query: (B, s), dtype of mean.
+        mean: (B, s, e) before the token.
         key: (B, C, s) linear keys of the chunk, the token's own included.
         value: (B, C, e).
         count: (B,) tokens of the episode with this one.
@@ -122,7 +124,7 @@ def _linear(
 
     old, key, value, count = those(mean), those(key), those(value), those(count)[:, None, None]
     old = old if gone is None else torch.where(those(gone)[:, None, None], 0.0, old)
-    own = (key.mT @ value).to(torch.float64) / chunk
+    own = (key.mT @ value).to(old.dtype) / chunk
     complete = torch.div(count, chunk, rounding_mode="floor").clamp_min(1)
     new = torch.where(those(full)[:, None, None], old + (own - old) / complete, old)
     linear = (those(query)[:, None] @ old)[:, 0]
