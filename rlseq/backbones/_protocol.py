@@ -32,7 +32,8 @@ class Backbone(Protocol):
         Args:
             batch_size: B.
             device: of the state; the parameters' if None.
-            dtype: of keys, values and convolution buffers, the parameters' if None; scan states are float64 always.
+            dtype: of keys, values and convolution buffers, the parameters' if None; scan states are float64 always,
+                a mean of chunks float32 or finer.
         """
         ...
 
