@@ -56,6 +56,7 @@ class Contender:
         engine: what runs the step.
         make: rows -> an actor in the middle of an episode, its window full.
         agent: of a recurrent one, for a run in float64; None else.
+        tokens: "joint" where the backbone usually has several tokens a step, and here has one; None else.
     """
 
     name: str
@@ -64,15 +65,17 @@ class Contender:
     engine: str
     make: Callable[[int], Actor]
     agent: Agent | None = None
+    tokens: str | None = None
 
     @property
     def label(self) -> str:
         """What a line of a picture is called."""
-        return f"{self.name} {self.mode}" + ("" if self.window is None else f" K={self.window}")
+        words = (self.name, self.tokens, self.mode, None if self.window is None else f"K={self.window}")
+        return " ".join(filter(None, words))
 
     def facts(self) -> dict[str, Any]:
         """What a row of figures says about it."""
-        own = ("name", "mode", "window", "engine", "label")
+        own = ("name", "tokens", "mode", "window", "engine", "label")
         return {field: getattr(self, field) for field in own}
 
 
@@ -115,10 +118,9 @@ def carried(name: str, engine: str) -> list[Contender]:
     return [usual, recurrent(name, engine, "joint")] if several else [usual]
 
 
-def recurrent(name: str, engine: str, tokens: str = "auto") -> Contender:
-    """A backbone that carries its state."""
-    agent = agent_of(name, tokens=tokens)
-    name = name if tokens == "auto" else f"{name} {tokens}"
+def recurrent(name: str, engine: str, tokens: str | None = None) -> Contender:
+    """A backbone that carries its state; tokens as in `Contender`."""
+    agent = agent_of(name, tokens=tokens or "auto")
     graphs: list[bytes] = []
 
     def make(rows: int) -> Policy:
@@ -133,7 +135,7 @@ def recurrent(name: str, engine: str, tokens: str = "auto") -> Contender:
         _check(policy, agent.policy(rows, mode="window", window=CHECKED), f"{name} with engine {engine}")
         return policy
 
-    return Contender(name, "recurrent", None, engine, make, agent)
+    return Contender(name, "recurrent", None, engine, make, agent, tokens)
 
 
 def window(name: str, steps: int) -> Contender:

@@ -68,8 +68,8 @@ def measure(plan: Plan, report: Report, parts: Sequence[str], *, quiet: bool = F
                 report.add([{"part": "latency", **row} for row in rows])
     if "growth" not in parts:
         return
-    best = {row["name"]: row["engine"] for row in tables.fastest(rows_of(report, "latency")) if not row["window"]}
-    carried = [one for one in carried if one.engine == best.get(one.name, plan.engines[-1])]
+    best = tables.best(row for row in rows_of(report, "latency") if row["mode"] == "recurrent")
+    carried = [one for one in carried if (one.tokens, one.engine) == best.get(one.name, (None, plan.engines[-1]))]
     done = {(row["label"], row["engine"]) for row in rows_of(report, "growth")}
     for one in (*carried, *windows[:1], *([rivals.cache()] if plan.rivals else [])):
         if (one.label, one.engine) in done:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlseq.bench.tables import fastest
 
-STYLES = {"recurrent": "-", "window": "--", "cache": ":"}
+STYLES = {"recurrent": "-", "joint": "-.", "window": "--", "cache": ":"}
 
 
 def latency(rows: Sequence[dict[str, Any]], file: Path) -> None:
@@ -38,7 +38,7 @@ def _draw(rows: Sequence[dict[str, Any]], over: str, panels: dict[str, str], tit
     names = list(dict.fromkeys(row["name"] for row in rows))
     for label in dict.fromkeys(row["label"] for row in rows):
         own = [row for row in rows if row["label"] == label]
-        colour, style = f"C{names.index(own[0]['name'])}", STYLES[own[0]["mode"]]
+        colour, style = f"C{names.index(own[0]['name'])}", STYLES[own[0]["tokens"] or own[0]["mode"]]
         widths = sorted({row["window"] for row in rows if row["window"]})
         mark = "" if own[0]["window"] is None else "osv^D"[widths.index(own[0]["window"]) % 5]
         for panel, field in zip(axes, panels, strict=True):

@@ -134,6 +134,9 @@ def test_tables_have_a_line_for_each_contender() -> None:
         ["toy cache", "onnx", "4", "30"],
     ]
     assert [row["engine"] for row in tables.fastest(rows)] == ["onnx", "onnx"]
+    assert tables.best(rows) == {"toy": (None, "onnx")}
+    joint = base | {"tokens": "joint", "batch": 1, "engine": "onnx", "us": 3.0}
+    assert tables.best([*rows, joint, joint | {"batch": 64, "us": 1.0}]) == {"toy": ("joint", "onnx")}
     marks = [base | {"step": step, "us": us, "state_bytes": 8, "process_megabytes": 100.0}
              for step, us in ((10, 50.0), (30, 99.0), (1000, 55.0))]  # fmt: skip
     marks[-1]["drift"] = 2e-6
