@@ -1,4 +1,4 @@
-"""Triton's interpreter where there is no GPU; fixtures for the real datasets beside the project, skipped if absent."""
+"""Threads and worker processes; Triton's interpreter without a GPU; the real datasets beside the project, if there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+
+# OpenMP reads it when torch is imported: worker processes side by side must not spin on each other's cores
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 # Triton reads it when it is imported: without a GPU its kernels run in the interpreter, on CPU tensors.
@@ -13,6 +18,11 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 _BESIDE = Path(__file__).resolve().parent.parent.parent / "shared/data"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """As many as there are cores, at most 8: each takes a gigabyte of memory."""
+    return min(8, os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")
