@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import json
 import shlex
 import statistics
@@ -29,7 +28,6 @@ from typing import Any
 import torch
 from outputs import check_file, check_picture
 from train_contenders import (
-    RIVAL,
     Contender,
     names,
     ours,
@@ -40,6 +38,7 @@ from train_contenders import (
 )
 
 from rlseq import data
+from rlseq.bench import rivals
 from rlseq.errors import RlseqError
 from rlseq.progress import ProgressBar
 from rlseq.provenance import provenance
@@ -95,13 +94,13 @@ def compare(chosen: Sequence[str], store: data.TrajectoryStore, tokens: str, win
     made = [
         peak_megabytes(functools.partial(ours, name, store, cut, tokens, width_for(name, wanted)))
         for name in chosen
-        if name != RIVAL
+        if name != rivals.NAME
     ]
-    if RIVAL in chosen:
+    if rivals.NAME in chosen:
         made.append(peak_megabytes(functools.partial(rival, store, cut, WIDTH)))
     rows = rows_of(made, rounds)
     speed = {row["contender"]: row["env_steps_per_s"] for row in rows}
-    against = [name for name in (RIVAL, "transformer") if name in speed]
+    against = [name for name in (rivals.NAME, "transformer") if name in speed]
     print(f"\n{tokens}, K = {window}, {cut.batch_size * window:,} environment steps an update\n")
     print("| backbone | width | parameters | env-steps/s | least .. most | peak MB |", end="")
     print("".join(f" / {name} |" for name in against))
@@ -123,7 +122,7 @@ def sweep(chosen: Sequence[str], store: data.TrajectoryStore, rounds: int) -> li
     print(f"\njoint, {SWEEP_STEPS:,} environment steps an update: us of a step by K\n")
     print("| backbone | " + " | ".join(map(str, SWEEP)) + " |\n" + "|---" * (len(SWEEP) + 1) + "|", flush=True)
     for name in chosen:
-        if name == RIVAL:
+        if name == rivals.NAME:
             continue
         width = width_for(name, wanted)
         cuts = [data.SamplerConfig("stream", window, SWEEP_STEPS // window) for window in SWEEP]
@@ -154,7 +153,7 @@ def plot(rows: Sequence[Row], file: Path) -> None:
 
 def main() -> None:
     """Prints the tables and where they were measured."""
-    everything = [*names(), *([RIVAL] if importlib.util.find_spec("transformers") else [])]
+    everything = [*names(), *([rivals.NAME] if rivals.available() else [])]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--tables", nargs="+", choices=[*TABLES, "sweep"], default=[*TABLES], help="default: the first three"
@@ -173,8 +172,8 @@ def main() -> None:
         parser.error("--threads and --rounds must be at least 1.")
     if options.plot and "sweep" not in options.tables:
         parser.error("--plot draws the table sweep; add --tables sweep.")
-    if "sweep" in options.tables and set(options.backbones) == {RIVAL}:
-        parser.error(f"--tables sweep must have a backbone of rlseq, got {RIVAL} alone. Add one.")
+    if "sweep" in options.tables and set(options.backbones) == {rivals.NAME}:
+        parser.error(f"--tables sweep must have a backbone of rlseq, got {rivals.NAME} alone. Add one.")
     check_picture(parser, options.plot)
     check_file(parser, options.json)
     torch.set_num_threads(options.threads)

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from rlseq import agents, backbones, data
+from rlseq.bench import rivals
 from rlseq.training import OptimConfig, Trainer, TrainingConfig
 from rlseq.training.optim import build_optimizer
 
 WIDTHS = range(64, 257, 8)
 SAME = 1e-4
 """Largest difference of actions in [-1, 1] between one window and its steps: float32, three layers, 20 steps."""
-RIVAL = "hugging-face"
 MODERN = "transformer-modern"
 
 
@@ -100,25 +100,8 @@ def ours(name: str, store: data.TrajectoryStore, cut: data.SamplerConfig, tokens
 
 def rival(store: data.TrajectoryStore, cut: data.SamplerConfig, width: int) -> Contender:
     """The same updates of Hugging Face's DecisionTransformerModel, with the same batches and optimiser."""
-    from transformers import DecisionTransformerConfig, DecisionTransformerModel
-
-    torch.manual_seed(0)
-    model = DecisionTransformerModel(
-        DecisionTransformerConfig(
-            state_dim=store.info.obs_size,
-            act_dim=store.info.action_size,
-            hidden_size=width,
-            n_layer=3,
-            n_head=1,
-            max_ep_len=store.stats.length_max,
-            n_positions=max(1024, 3 * cut.window),
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            resid_pdrop=0.0,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    ).train()
+    sizes = (store.info.obs_size, store.info.action_size, width)
+    model = rivals.decision_transformer(*sizes, context=cut.window, clock=store.stats.length_max).train()
     optim = OptimConfig()
     optimizer, schedule = build_optimizer(model, optim, 10_000)
     sampler = data.make_sampler(store, cut, 0)
@@ -142,7 +125,7 @@ def rival(store: data.TrajectoryStore, cut: data.SamplerConfig, width: int) -> C
         schedule.step()
 
     count = backbones.parameter_count(model)
-    return Contender(RIVAL, "interleaved", cut.window, width, count, cut.window * cut.batch_size, update)
+    return Contender(rivals.NAME, "interleaved", cut.window, width, count, cut.window * cut.batch_size, update)
 
 
 def peak_megabytes(make: Callable[[], Contender]) -> tuple[Contender, float]:

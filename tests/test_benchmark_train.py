@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -37,10 +36,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def there(name: str, *more: Any) -> bool:
-        return True  # the rival is an extra
-
-    monkeypatch.setattr(train.importlib.util, "find_spec", there)
+    monkeypatch.setattr(train.rivals, "available", lambda: True)  # an extra
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     monkeypatch.chdir(tmp_path)
     last = refusal(capsys, train.main)

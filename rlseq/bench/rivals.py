@@ -31,29 +31,41 @@ def cache() -> Contender:
     return Contender(NAME, "cache", None, "eager", GrowingCache)
 
 
-def _model(context: int) -> Any:
+def decision_transformer(obs_size: int, action_size: int, width: int, context: int, clock: int) -> Any:
+    """Its DecisionTransformerModel with fresh weights from seed 0, three layers of one head, without dropout.
+
+    Args:
+        obs_size: S.
+        action_size: A.
+        width: D.
+        context: K, environment steps that it can read.
+        clock: environment steps that have an embedding.
+    """
     from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
     torch.manual_seed(0)
     config = DecisionTransformerConfig(
-        state_dim=OBS_SIZE,
-        act_dim=ACTION_SIZE,
-        hidden_size=WIDTH,
+        state_dim=obs_size,
+        act_dim=action_size,
+        hidden_size=width,
         n_layer=DEPTH,
         n_head=1,
-        max_ep_len=context,
+        max_ep_len=clock,
         n_positions=max(1024, 3 * context),
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
         bos_token_id=None,
         eos_token_id=None,
     )
-    return DecisionTransformerModel(config).eval()
+    return DecisionTransformerModel(config)
 
 
 class DecisionTransformer:
     """DecisionTransformerModel, acting as its documentation does; the clock counts the window's steps."""
 
     def __init__(self, rows: int, window: int) -> None:
-        self.model = _model(window)
+        self.model = decision_transformer(OBS_SIZE, ACTION_SIZE, WIDTH, window, window).eval()
         self.timesteps = torch.arange(window).expand(rows, -1)
         self.mask = torch.ones(rows, window)
         self.reward = torch.zeros(rows, window, 1)
@@ -91,7 +103,7 @@ class GrowingCache:
     def __init__(self, rows: int) -> None:
         from transformers import DynamicCache
 
-        whole = _model(1)
+        whole = decision_transformer(OBS_SIZE, ACTION_SIZE, WIDTH, 1, 1).eval()
         self.encoder, self.embed, self.head = whole.encoder, whole.embed_state, whole.predict_action
         self.cache, self.positions = DynamicCache(), torch.zeros(rows, 1, dtype=torch.long)
 
