@@ -78,7 +78,7 @@ HOLD = "--backbone.decay-init hold"
 FULL = "--backbone.preset modern --backbone.dropout 0 --backbone.heads 4 --backbone.depth 2"
 RECIPES = {
     "aaren": Recipe("norm and MLP as Hawk's", "aaren", "--backbone.norm rms --backbone.mlp gated --backbone.depth 2"),
-    "flash": Recipe("four layers, chunks of 64 steps", "flash", "--backbone.depth 4"),
+    "flash": Recipe("four layers, chunks of 64 steps", "flash", "--backbone.depth 4", 2000),
     "gau": Recipe("four layers, a window of the longest corridor", "gau", "--backbone.depth 4"),
     "griffin": Recipe("three layers, decay_init hold, window 64", "griffin", f"{HOLD} --backbone.depth 3", 400),
     "hawk": Recipe("two layers, decay_init hold", "hawk", f"{HOLD} --backbone.depth 2", 400),
