@@ -101,7 +101,7 @@ def ours(name: str, store: data.TrajectoryStore, cut: data.SamplerConfig, tokens
 def rival(store: data.TrajectoryStore, cut: data.SamplerConfig, width: int) -> Contender:
     """The same updates of Hugging Face's DecisionTransformerModel, with the same batches and optimiser."""
     sizes = (store.info.obs_size, store.info.action_size, width)
-    model = rivals.decision_transformer(*sizes, context=cut.window, clock=store.stats.length_max).train()
+    model = rivals.model_of(*sizes, context=cut.window, clock=store.stats.length_max).train()
     optim = OptimConfig()
     optimizer, schedule = build_optimizer(model, optim, 10_000)
     sampler = data.make_sampler(store, cut, 0)

@@ -7,7 +7,6 @@ Sources: multi-query heads, Shazeer 2019, arXiv 1911.02150; rotary positions, Su
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,10 +18,7 @@ from rlseq.backbones._protocol import check_fraction, check_positive
 from rlseq.backbones._rope import rotate
 from rlseq.backbones._stack import WindowConfig, fan_in_linear
 from rlseq.errors import ConfigError
-from rlseq.kernels import AttentionState, ChunkState, local_attention, positions, put
-
-FEW = 3
-"""Most tokens of a call with a state that go one by one: an environment step has as many."""
+from rlseq.kernels import AttentionState, ChunkState, by_head, local_attention, positions, put
 
 
 @dataclass(frozen=True)
@@ -111,38 +107,24 @@ class AttentionMixer(nn.Module):
         self, x: Tensor, state: AttentionState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, AttentionState]:
         """(B, L, D), (B, L) -> (B, L, D), ring after the last token."""
-        tokens = self._project(x, token_positions(x, state, reset))
-        if state is not None and x.shape[1] <= FEW:
-            attended, state = one_by_one(self._attended, tokens, state, reset)
-        else:
-            dropout = self.dropout if self.training else 0.0
-            attended, state = local_attention(*tokens, self.window, state=state, reset=reset, dropout=dropout)
+        q, k, v = self._project(x, token_positions(x, state, reset))
+        dropout = self.dropout if self.training else 0.0
+        attended, state = local_attention(q, k, v, self.window, state=state, reset=reset, dropout=dropout)
         return self.out(attended.flatten(-2)), state
 
     def step(self, x: Tensor, state: AttentionState, reset: Tensor | None = None) -> tuple[Tensor, AttentionState]:
         """(B, D), (B,) -> (B, D), next ring; plain tensor code, because acting is bound by the number of calls."""
-        state = emptied(state, reset)
-        attended, state = self._attended(*self._project(x, state.count), state, reset)
-        return self.out(attended.flatten(-2)), state
-
-    def _attended(
-        self, q: Tensor, k: Tensor, v: Tensor, state: AttentionState, reset: Tensor | None
-    ) -> tuple[Tensor, AttentionState]:
-        """One token's o (B, H, E) and the next ring, for a state whose count knows of the reset (B,)."""
+        state = state if reset is None else state._replace(count=state.count.masked_fill(reset, 0))
+        q, k, v = self._project(x, state.count)
         seen, state = write(state, k, v, reset)
-        # (B, Hk, W, E): with one head a view that every engine knows to be one
-        keys, values = (
-            ring.to(q.dtype).squeeze(2).unsqueeze(1) if self.key_heads == 1 else ring.to(q.dtype).transpose(1, 2)
-            for ring in (state.key, state.value)
-        )
         attended = F.scaled_dot_product_attention(
             q.unflatten(1, (self.key_heads, -1)),
-            keys,
-            values,
+            by_head(state.key.to(q.dtype)),
+            by_head(state.value.to(q.dtype)),
             attn_mask=(seen >= 0)[:, None, None, :],
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return attended.flatten(1, 2), state
+        return self.out(attended.flatten(1)), state
 
     def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (..., H, E), keys and values (..., Hk, E) of tokens (..., D) at positions (...)."""
@@ -156,36 +138,6 @@ def token_positions(x: Tensor, state: AttentionState | ChunkState | None, reset:
     """Position since the last reset of every token of x (B, L, D), (B, L) int64; a state's count goes before them."""
     count = x.new_zeros(len(x), dtype=torch.int64) if state is None else state.count
     return positions(count, reset, x.shape[1])
-
-
-def emptied(state: AttentionState, reset: Tensor | None) -> AttentionState:
-    """The state whose count is 0 in the rows of reset (B,)."""
-    return state if reset is None else state._replace(count=state.count.masked_fill(reset, 0))
-
-
-def one_by_one(
-    attended: Callable[..., tuple[Tensor, AttentionState]],
-    tokens: tuple[Tensor, Tensor, Tensor],
-    state: AttentionState,
-    reset: Tensor | None,
-) -> tuple[Tensor, AttentionState]:
-    """A few tokens' attention through the ring that is written in place: the parallel way would lay it out anew.
-
-    Args:
-        attended: (q, k, v, state, reset) of one token -> its o (B, ...), next ring.
-        tokens: q (B, L, ...), k (B, L, Hk, E), v (B, L, Hk, Ev).
-        state: before them.
-        reset: (B, L) bool or None.
-
-    Returns:
-        (B, L, ...), ring after the last token.
-    """
-    each = []
-    for time in range(tokens[0].shape[1]):
-        fresh = None if reset is None else reset[:, time]
-        o, state = attended(*(one[:, time] for one in tokens), emptied(state, fresh), fresh)
-        each.append(o)
-    return torch.stack(each, dim=1), state
 
 
 def write(state: AttentionState, k: Tensor, v: Tensor, reset: Tensor | None) -> tuple[Tensor, AttentionState]:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rlseq.backbones._attention import FEW, emptied, one_by_one, token_positions, write
+from rlseq.backbones._attention import token_positions, write
 from rlseq.backbones._protocol import check_choice, check_positive
 from rlseq.backbones._rope import rotated_views
 from rlseq.backbones._stack import MixerConfig, StackConfig, WindowConfig, fan_in_linear
@@ -154,34 +154,24 @@ class GauMixer(GatedAttention):
         self, x: Tensor, state: AttentionState | None = None, reset: Tensor | None = None
     ) -> tuple[Tensor, AttentionState]:
         """(B, L, D), (B, L) -> (B, L, D), ring after the last token."""
-        u, tokens = self._queries(x, token_positions(x, state, reset))
-        if state is not None and x.shape[1] <= FEW:
-            o, state = one_by_one(self._attended, tokens, state, reset)
-        else:
-            o, state = local_attention(*tokens, self.window, "relu2", self.bias, state, reset)
+        u, q, k, v = self._queries(x, token_positions(x, state, reset))
+        o, state = local_attention(q, k, v, self.window, "relu2", self.bias, state, reset)
         return self.out(u * o.squeeze(-2)), state
 
     def step(self, x: Tensor, state: AttentionState, reset: Tensor | None = None) -> tuple[Tensor, AttentionState]:
         """(B, D), (B,) -> (B, D), next ring; plain tensor code, because acting is bound by the number of calls."""
-        state = emptied(state, reset)
-        u, tokens = self._queries(x, state.count)
-        o, state = self._attended(*tokens, state, reset)
-        return self.out(u * o.squeeze(-2)), state
-
-    def _attended(
-        self, q: Tensor, k: Tensor, v: Tensor, state: AttentionState, reset: Tensor | None
-    ) -> tuple[Tensor, AttentionState]:
-        """One token's o (B, 1, 2 D) and the next ring, for a state whose count knows of the reset (B,)."""
+        state = state if reset is None else state._replace(count=state.count.masked_fill(reset, 0))
+        u, q, k, v = self._queries(x, state.count)
         seen, state = write(state, k, v, reset)
-        key, value = (ring.squeeze(2).to(q.dtype) for ring in (state.key, state.value))
+        key, value = (ring.squeeze(2).to(u.dtype) for ring in (state.key, state.value))
         scores = (key @ q.transpose(1, 2)).squeeze(2) / self.window + self.bias[seen.clamp_min(0)]
-        weights = scores.relu().square().masked_fill(seen < 0, 0.0).to(q.dtype)
-        return weights.unsqueeze(1) @ value, state
+        weights = scores.relu().square().masked_fill(seen < 0, 0.0).to(u.dtype)
+        return self.out(u * (weights.unsqueeze(1) @ value).squeeze(1)), state
 
-    def _queries(self, x: Tensor, position: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Gate u (..., 2 D); q and k (..., 1, s) and v (..., 1, 2 D), with an axis of one head."""
+    def _queries(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gate u (..., 2 D), q and k (..., 1, s) and v (..., 1, 2 D), with an axis of one head."""
         u, v, (q, k) = self.project(x, position)
-        return u, (q.unsqueeze(-2), k.unsqueeze(-2), v.unsqueeze(-2))
+        return u, q.unsqueeze(-2), k.unsqueeze(-2), v.unsqueeze(-2)
 
 
 class FlashMixer(GatedAttention):

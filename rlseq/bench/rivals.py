@@ -31,8 +31,8 @@ def cache() -> Contender:
     return Contender(NAME, "cache", None, "eager", GrowingCache)
 
 
-def decision_transformer(obs_size: int, action_size: int, width: int, context: int, clock: int) -> Any:
-    """Its DecisionTransformerModel with fresh weights from seed 0, three layers of one head, without dropout.
+def model_of(obs_size: int, action_size: int, width: int, context: int, clock: int) -> Any:
+    """Its DecisionTransformerModel with fresh weights from seed 0, DEPTH layers of one head, without dropout.
 
     Args:
         obs_size: S.
@@ -65,7 +65,7 @@ class DecisionTransformer:
     """DecisionTransformerModel, acting as its documentation does; the clock counts the window's steps."""
 
     def __init__(self, rows: int, window: int) -> None:
-        self.model = decision_transformer(OBS_SIZE, ACTION_SIZE, WIDTH, window, window).eval()
+        self.model = model_of(OBS_SIZE, ACTION_SIZE, WIDTH, window, window).eval()
         self.timesteps = torch.arange(window).expand(rows, -1)
         self.mask = torch.ones(rows, window)
         self.reward = torch.zeros(rows, window, 1)
@@ -103,7 +103,7 @@ class GrowingCache:
     def __init__(self, rows: int) -> None:
         from transformers import DynamicCache
 
-        whole = decision_transformer(OBS_SIZE, ACTION_SIZE, WIDTH, 1, 1).eval()
+        whole = model_of(OBS_SIZE, ACTION_SIZE, WIDTH, 1, 1).eval()
         self.encoder, self.embed, self.head = whole.encoder, whole.embed_state, whole.predict_action
         self.cache, self.positions = DynamicCache(), torch.zeros(rows, 1, dtype=torch.long)
 

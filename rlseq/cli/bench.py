@@ -24,9 +24,9 @@ class Acting:
     """Times an acting step: untrained agents of 3 layers of width 128, Hopper's sizes.
 
     latency: microseconds a step for numbers of rows, beside a Transformer that reads a window again at every step and
-    Hugging Face's (pip install transformers). growth: one long episode of each backbone, with its fastest engine and
-    tokens: time, state and memory at its marks, and how far the last action is from a run in float64. Some minutes;
-    with --steps 1000000 about an hour.
+    Hugging Face's (pip install transformers). growth: one long episode of each backbone, with the engine and tokens
+    that latency found fastest (without it the last engine, the usual tokens): time, state and memory at its marks, and
+    how far the last action is from a run in float64. Some minutes; with --steps 1000000 more than an hour.
     """
 
     backbones: tuple[str, ...] = ()

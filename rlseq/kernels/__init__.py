@@ -9,7 +9,7 @@ everywhere.
 
 from __future__ import annotations
 
-from rlseq.kernels._attention import positions, put
+from rlseq.kernels._attention import by_head, positions, put
 from rlseq.kernels._dispatch import Status, plain_operations, status
 from rlseq.kernels._threads import rule_torch
 from rlseq.kernels.causal_conv import causal_conv
@@ -26,6 +26,7 @@ __all__ = [
     "ChunkState",
     "SoftmaxState",
     "Status",
+    "by_head",
     "causal_conv",
     "chunk_attention",
     "geglu",

@@ -110,6 +110,11 @@ def put(rings: Sequence[Tensor], slot: Tensor, tokens: Sequence[Tensor], fresh: 
     return [ring.index_put((index, slot), token) for ring, token in zip(rings, tokens, strict=True)]
 
 
+def by_head(ring: Tensor) -> Tensor:
+    """(B, W, H, E) -> (B, H, W, E); with one head it is a view that every engine knows to be one."""
+    return ring.squeeze(2).unsqueeze(1) if ring.shape[2] == 1 else ring.transpose(1, 2)
+
+
 def chosen(tokens: Tensor, index: Tensor, filled: Tensor | None = None) -> Tensor:
     """Copy tokens (B, M, ...) at index (B, C), zeros where filled (B, C) is False; whole ones, as gather does not."""
     batch, length = tokens.shape[:2]

@@ -62,8 +62,10 @@ def test_initial_state_has_the_rows_and_dtype_asked_for(name: str) -> None:
     for rows in (1, 3):
         leaves = torch.utils._pytree.tree_leaves(model.init_state(rows, dtype=torch.bfloat16, device="cpu"))
         assert {len(leaf) for leaf in leaves} == {rows}
-        mean = {torch.float32} if name == "flash" else set()
-        assert {leaf.dtype for leaf in leaves} <= {torch.bfloat16, torch.float64, torch.int64} | mean
+        means = [leaf for leaf in leaves if leaf.dtype is torch.float32]
+        # the mean of chunks, one matrix a layer
+        assert [leaf.shape for leaf in means] == [(rows, 16, 32)] * (3 if name == "flash" else 0)
+        assert {leaf.dtype for leaf in leaves} <= {torch.bfloat16, torch.float32, torch.float64, torch.int64}
         # a state of scans alone is float64 throughout
         assert {leaf.dtype for leaf in leaves} & {torch.bfloat16} or {leaf.dtype for leaf in leaves} == {torch.float64}
         _, state = model.step(torch.randn(rows, 16), model.init_state(rows, dtype=torch.bfloat16))

@@ -153,7 +153,7 @@ def test_tokens_fill_in_the_windows_that_are_open_and_no_other() -> None:
         ("local", 189_888, 16_392),
         ("aaren", 214_784, 1_056),
         ("gau", 116_156, 92_168),
-        ("flash", 116_672, 393_224),
+        ("flash", 116_672, 262_152),
     ],
 )
 def test_layer_of_a_kind_has_the_size_of_the_page(kind: str, parameters: int, state: int) -> None:

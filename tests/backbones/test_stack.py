@@ -228,8 +228,9 @@ def test_window_is_filled_in_once_and_needed_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1), None], ids=str)
-@pytest.mark.parametrize("few", [1, 2, 3])
-def test_a_few_tokens_that_go_one_by_one_are_those_of_the_whole(heads: tuple[int, int] | None, few: int) -> None:
+@pytest.mark.parametrize("few", [1, 3, 4])
+@torch.no_grad()
+def test_a_few_tokens_after_a_state_are_those_of_the_whole(heads: tuple[int, int] | None, few: int) -> None:
     torch.manual_seed(0)
     if heads is None:
         mixer = GauMixer(WIDTH, 5).double()
@@ -242,7 +243,7 @@ def test_a_few_tokens_that_go_one_by_one_are_those_of_the_whole(heads: tuple[int
         o, state = mixer(piece, state, flags)
         parts.append(o)
     for got, expected in zip((torch.cat(parts, 1), *state), (whole, *last), strict=True):
-        torch.testing.assert_close(got, expected, rtol=0, atol=BACKBONES["attention one by one"])
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=1e-13)
 
 
 def test_a_state_of_another_depth_is_refused_by_a_checkpointed_stack_too() -> None:

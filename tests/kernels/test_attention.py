@@ -233,7 +233,7 @@ def test_a_token_that_is_not_finite_spoils_those_that_see_it_and_leaves_no_trace
 
     o, key, value = function(*spoiled)
     assert torch.equal(o.isnan(), ~kept.expand_as(o))
-    # the ring, which holds what the last token sees, keeps the token as it is
+    # the ring holds what the last token sees
     whole = key.isfinite().flatten(1).all(1) & value.isfinite().flatten(1).all(1)
     assert torch.equal(whole, ~seen[:, -1] | (which == 0))
     assert worst(with_gradients(seen_alone, spoiled), with_gradients(seen_alone, args)) < EXACT
@@ -244,19 +244,22 @@ def test_a_token_that_is_not_finite_spoils_those_that_see_it_and_leaves_no_trace
 
 @activations
 @pytest.mark.parametrize("which", range(3))
-def test_the_ring_remembers_what_is_not_finite(activation: str, which: int) -> None:
+@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize("wild", [math.inf, -math.inf, math.nan])
+def test_the_ring_remembers_what_is_not_finite(activation: str, which: int, guarded: bool, wild: float) -> None:
     *tokens, reset = _inputs(40, resets=0.05, seed=4)
-    tokens[which][0, 3, 0, 0] = tokens[which][1, 21, 1, 2] = math.inf
+    tokens[which][0, 3, 0, 0] = tokens[which][1, 21, 1, 2] = wild
     whole, last = local_attention(*tokens, 6, activation, _bias(6), reset=reset)
-    for sizes in ([1] * 40, [6, 5, 4, 1, 20, 4], [3, 37]):
+    for sizes in ([1] * 40, [2, 3] * 8, [6, 5, 4, 1, 20, 4], [3, 37]):
         state, outputs, at = AttentionState.zeros(2, 6, 2, 6, 5, dtype=torch.float64), [], 0
         for size in sizes:
             part = [one[:, at : at + size] for one in tokens]
-            o, state = local_attention(*part, 6, activation, _bias(6), state, reset[:, at : at + size])
+            with torch.set_grad_enabled(guarded):
+                o, state = local_attention(*part, 6, activation, _bias(6), state, reset[:, at : at + size])
             outputs.append(o)
             at += size
-        assert torch.allclose(torch.cat(outputs, dim=1), whole, rtol=0.0, atol=EXACT, equal_nan=True)
-        assert all(torch.equal(one, other) for one, other in zip(state, last, strict=True))
+        for one, other in zip((torch.cat(outputs, dim=1), *state), (whole, *last), strict=True):
+            assert torch.allclose(one, other, rtol=0.0, atol=EXACT, equal_nan=True)
 
 
 def test_the_window_counts_the_query_itself() -> None:

@@ -55,19 +55,25 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """One query a row to the keys that a mask shows it: the exporter's own scales, copies and transposes all keys."""
+    """One query a row to the keys that a mask shows it: the exporter's own scales, copies and transposes all keys.
+
+    A query that sees no key gets NaN.
+    """
+    from onnx_ir import DataType
     from onnxscript import opset20
     from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
 
     op: Any = opset20
-    one, flags = query.shape[-2] == 1, attn_mask is not None and attn_mask.dtype == 9
-    if not one or not flags or is_causal or enable_gqa or dropout_p:
+    masked = attn_mask is not None and attn_mask.dtype == DataType.BOOL
+    alone = len(query.shape) == 4 and query.shape[-2] == 1
+    if not alone or not masked or is_causal or enable_gqa or dropout_p:
         return aten_scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     scores = op.MatMul(op.Mul(query, factor), op.Transpose(key, perm=[0, 1, 3, 2]))
-    return op.MatMul(op.Softmax(op.Where(attn_mask, scores, -math.inf), axis=-1), value)
+    hidden = op.CastLike(op.Constant(value_float=-math.inf), scores)
+    return op.MatMul(op.Softmax(op.Where(attn_mask, scores, hidden), axis=-1), value)
 
 
 def _rms_norm(x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Any:

@@ -39,7 +39,7 @@ def local_attention(
 
     A token whose key or value has an entry that is NaN or infinite makes the outputs of those that see it NaN, and
     leaves no trace in others, neither in values nor in gradients; a query that is not finite spoils its own output.
-    The ring keeps the token as it is.
+    The ring keeps such a key or value as NaN.
 
     Args:
         q: (B, L, H, E), L >= 1; float32, bfloat16, float16 or float64.

@@ -13,6 +13,8 @@ from rlseq.kernels._attention import chosen, may_hold
 class AttentionState(NamedTuple):
     """The token at position p since the last reset lies in slot p mod W; slots that no token has filled are zero.
 
+    A key or value that has an entry that is not finite is kept as NaN.
+
     Attributes:
         key: (B, W, Hk, E).
         value: (B, W, Hk, Ev).

@@ -11,20 +11,25 @@ from torch.nn import functional
 from rlseq.kernels._arguments import compute_dtype
 from rlseq.kernels._attention import (
     Attention,
+    all_nan,
     attend,
     broken,
+    by_head,
     chosen,
     cut_out,
     distance_bias,
     later_resets,
     latest,
     positions,
+    put,
     spans,
     squared_relu,
     surely_finite,
 )
 from rlseq.kernels.local_attention._ring import AttentionState, roll_on
 
+FEW = 3
+"""Most tokens after a state that go one by one where there are no gradients: an environment step has as many."""
 _SPANNED = 512
 """Most queries that are worked on span by span: each span is a call of its own."""
 
@@ -46,8 +51,8 @@ def local_attention(
     dropout: float,
 ) -> tuple[Tensor, AttentionState]:
     """As ``rlseq.kernels.local_attention``, arguments already checked."""
-    if q.shape[1] == 1 and state is not None:
-        return _step(q, k, v, window, activation, bias, state, reset, dropout)
+    if state is not None and q.shape[1] <= FEW and not torch.is_grad_enabled():
+        return _one_by_one(q, k, v, window, activation, bias, state, reset, dropout)
     if state is None:
         reset = later_resets(reset)
     length, state_dtype = q.shape[1], k.dtype if state is None else state.key.dtype
@@ -73,6 +78,8 @@ def local_attention(
     if spoiled is not None:
         o = cut_out(o, spoiled, math.nan)
     count = position[:, -1] + 1
+    if spoiled is not None:
+        k, v = (all_nan(one.flatten(2)).view_as(one) for one in (k, v))
     key, value = (
         roll_on(ring, new, count, window, state_dtype)
         for ring, new in zip((None, None) if state is None else state[:2], (k, v), strict=True)
@@ -167,7 +174,7 @@ def _attend(
     return (weights @ values).unflatten(2, (group, q.shape[1])).flatten(1, 2).transpose(1, 2).to(q.dtype)
 
 
-def _step(
+def _one_by_one(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -178,30 +185,54 @@ def _step(
     reset: Tensor | None,
     dropout: float,
 ) -> tuple[Tensor, AttentionState]:
-    """One token: select its slot out of place, attend to the filled slots."""
-    key, value, count = state
-    slots = torch.arange(window, device=count.device)
-    if key.requires_grad or value.requires_grad:
-        # empty slots are zeros already, but get no gradient
-        empty = slots >= count[:, None]
-        key, value = cut_out(key, empty), cut_out(value, empty)
-    if reset is not None:
-        gone = reset[:, :, None, None]
-        key, value, count = (
-            torch.where(gone, 0.0, key),
-            torch.where(gone, 0.0, value),
-            torch.where(reset[:, 0], 0, count),
-        )
-    distance = torch.remainder(count[:, None] - slots, window)[:, None]
-    own = (distance == 0).mT[..., None]
-    key, value = torch.where(own, k.to(key.dtype), key), torch.where(own, v.to(value.dtype), value)
-    seen = (slots <= count[:, None])[:, None]
-    # slots that are not filled are zero
-    lost, lost_query = broken(key, value), broken(q)
-    clean_k, clean_v = cut_out(key, lost).to(q.dtype), cut_out(value, lost).to(q.dtype)
-    o = _attend(cut_out(q, lost_query), clean_k, clean_v, window, activation, bias, seen, distance, dropout)
-    o = cut_out(o, lost.any(1, keepdim=True) | lost_query, math.nan)
-    return o, AttentionState(key, value, count + 1)
+    """A few tokens, each written into its slot before it attends to the ring: the ring is not laid out anew.
+
+    Without gradients NaN spoils what it should by itself: a token that is not finite is NaN as a whole, and no slot
+    that a query does not see holds one.
+    """
+    key_heads, slots = k.shape[2], torch.arange(window, device=q.device)
+    q, k, v = (all_nan(one.flatten(2)).view_as(one) for one in (q, k, v))
+    # between the tokens of a call they keep all their bits
+    rings = [one.to(torch.promote_types(one.dtype, k.dtype)) for one in state[:2]]
+    count, outputs = state.count, []
+    for t in range(q.shape[1]):
+        fresh = None if reset is None else reset[:, t]
+        count = count if fresh is None else count.masked_fill(fresh, 0)
+        slot = torch.remainder(count, window)
+        rings = put(rings, slot, (k[:, t], v[:, t]), fresh)
+        distance = torch.remainder(slot[:, None] - slots, window)
+        seen = (distance <= count[:, None])[:, None, None]
+        query = q[:, t].unflatten(1, (key_heads, -1))
+        key, value = (by_head(ring.to(q.dtype)) for ring in rings)
+        o = _weighed(query, key, value, window, activation, bias, seen, distance[:, None, None], dropout)
+        outputs.append(o.flatten(1, 2))
+        count = count + 1
+    key, value = (ring.to(before.dtype) for ring, before in zip(rings, state[:2], strict=True))
+    return torch.stack(outputs, dim=1), AttentionState(key, value, count)
+
+
+def _weighed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: int,
+    activation: str,
+    bias: Tensor | None,
+    seen: Tensor,
+    distance: Tensor,
+    dropout: float,
+) -> Tensor:
+    """Attention of (B, Hk, G, E) queries of one token to (B, Hk, W, E) keys, those that seen (B, 1, 1, W) marks."""
+    if activation == "softmax":
+        mask = seen if bias is None else torch.where(seen, distance_bias(bias.to(query.dtype), distance), -math.inf)
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    dtype = compute_dtype(query)
+    scores = (query.to(dtype) / window) @ key.to(dtype).mT
+    if bias is not None:
+        scores = scores + distance_bias(bias.to(dtype), distance)
+    # not relu, which may lose a NaN where the graph runs
+    weights = functional.dropout(scores.masked_fill(~seen | (scores < 0), 0.0).square(), dropout)
+    return (weights @ value.to(dtype)).to(query.dtype)
 
 
 def _banded(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlseq.kernels._arguments import compute_dtype
-from rlseq.kernels._attention import broken, cut_out, positions
+from rlseq.kernels._attention import all_nan, broken, cut_out, positions
 from rlseq.kernels.local_attention._ring import AttentionState, past_positions, roll_on
 
 
@@ -61,5 +61,8 @@ def local_attention(
     o = cut_out(o, (seen & lost[:, None, :]).any(-1) | lost_query, math.nan)
 
     count = position[:, -1] + 1
-    key, value = (roll_on(ring, new, count, window, state_dtype) for ring, new in ((state.key, k), (state.value, v)))
+    key, value = (
+        roll_on(ring, all_nan(new.flatten(2)).view_as(new), count, window, state_dtype)
+        for ring, new in ((state.key, k), (state.value, v))
+    )
     return o.to(q.dtype), AttentionState(key, value, count)
