@@ -90,6 +90,15 @@ def test_a_compiled_step_acts_as_pytorch_does(kind: str, mode: str) -> None:
     assert counters["stats"]["unique_graphs"] == before + 1  # a compilation in the middle of acting is a stall
 
 
+def test_as_many_compiled_policies_as_one_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    agent = agent_of("hawk-joint")
+    for rows in (2, 3, 4):
+        policies = [agent.policy(rows, engine=engine) for engine in ("compiled", "eager")]
+        actions = [played(policy, scenario(5, rows)) for policy in policies]
+        np.testing.assert_allclose(*actions, atol=SAME)
+
+
 @pytest.mark.parametrize("first", ["eager", "onnx"])
 @pytest.mark.parametrize("second", ["eager", "onnx"])
 def test_another_policy_goes_on_from_a_state_dict_exactly(first: str, second: str) -> None:

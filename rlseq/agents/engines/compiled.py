@@ -27,6 +27,8 @@ class Compiled(Eager):
             result: PolicyState = _pytree.tree_map(Tensor.contiguous, state)
             return action, result
 
+        # PyTorch refuses to compile one piece of code more than eight times; every policy has its own copy
+        dense.__code__ = dense.__code__.replace()
         compiled = torch.compile(
             dense,
             fullgraph=True,
