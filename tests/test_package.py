@@ -124,7 +124,7 @@ def _readme_commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("ending", [".venv/bin/rlseq train", ".venv/bin/python -m pytest"])
+@pytest.mark.parametrize("ending", [".venv/bin/rlseq train", ".venv/bin/python -m pytest -n auto"])
 def test_the_readme_sets_up_from_nothing_in_one_line(ending: str):
     commands = [command for command in _readme_commands() if command.endswith(ending) and "venv" in command]
     whole = [command for command in commands if "pip install" in command]
