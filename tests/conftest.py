@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
 _BESIDE = Path(__file__).resolve().parent.parent.parent / "shared/data"
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """As many as there are cores, at most 8: each takes a gigabyte of memory."""
     return min(8, os.cpu_count() or 1)

@@ -51,6 +51,7 @@ BACKBONES: dict[str, float] = {
     "gau features": 1.6e-14,
     "flash features": 1.7e-14,
     "attention values": 1.4e-14,
+    "few tokens": 5.7e-14,
     "attention gradients": 1.6e-13,
     "aaren features": 8.8e-14,
     "aaren gradients": 7.4e-12,

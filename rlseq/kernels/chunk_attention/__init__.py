@@ -52,7 +52,8 @@ def chunk_attention(
 
     Returns:
         o: (B, L, e), dtype of v; state: after the last token, of constant size, its keys and values in the dtype of
-            the state that came, else of v. Its mean may be the one that came, or one zero that is repeated.
+            the state that came, else of v, its mean in that of the state that came, else as ChunkState says. The mean
+            may be the one that came, or one zero that is repeated.
 
     Raises:
         ShapeError: the arguments do not fit each other; the message shows all shapes.

@@ -77,9 +77,8 @@ def local_attention(
         o = _banded(queries, keys, values, window, activation, bias, first, dropout)
     if spoiled is not None:
         o = cut_out(o, spoiled, math.nan)
-    count = position[:, -1] + 1
-    if spoiled is not None:
         k, v = (all_nan(one.flatten(2)).view_as(one) for one in (k, v))
+    count = position[:, -1] + 1
     key, value = (
         roll_on(ring, new, count, window, state_dtype)
         for ring, new in zip((None, None) if state is None else state[:2], (k, v), strict=True)
