@@ -90,8 +90,8 @@ def test_a_compiled_step_acts_as_pytorch_does(kind: str, mode: str) -> None:
     assert counters["stats"]["unique_graphs"] == before + 1  # a compilation in the middle of acting is a stall
 
 
-def test_as_many_compiled_policies_as_one_likes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+@torch._dynamo.config.patch(recompile_limit=1)  # monkeypatch would leave the setting deleted
+def test_as_many_compiled_policies_as_one_likes() -> None:
     agent = agent_of("hawk-joint")
     for rows in (2, 3, 4):
         policies = [agent.policy(rows, engine=engine) for engine in ("compiled", "eager")]
