@@ -44,7 +44,7 @@ def _environment() -> str:
 def _backbone(name: str) -> dict[str, Any]:
     """Sizes at the default width and depth; attention windows of 20 steps with three tokens each."""
     config = backbones.for_tokens(backbones.configure(name), WINDOW_TOKENS)
-    module = backbones.load(name).build(config)
+    module: Any = backbones.from_config(name, config)
     return {
         "name": name,
         "parameters": backbones.parameter_count(module),

@@ -63,7 +63,7 @@ def _table() -> dict[str, Experiment]:
         # state trained on 20 steps holds for 1,000. Chosen by single runs on HalfCheetah medium-replay.
         "aaren": Experiment(backbone="aaren", backbone_options=configure("aaren", norm="rms", mlp="gated"), window=20),
         "griffin": Experiment(backbone="griffin", backbone_options=configure("griffin", decay_init="released")),
-        "hybrid": Experiment(backbone="hybrid", backbone_options=configure("hybrid", rec={"decay_init": "released"})),
+        "hybrid": Experiment(backbone="hybrid", backbone_options=configure("hybrid")),
         "transformer": _short(_published(())),
         "behaviour-cloning": Experiment(
             agent="behaviour_cloning",

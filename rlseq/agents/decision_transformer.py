@@ -208,5 +208,5 @@ def build(
     config: Config, info: DatasetInfo, stats: DatasetStats, *, window: int, backbone: str, backbone_config: Any
 ) -> DecisionTransformer:
     """The agent of settled configs."""
-    module = backbones.load(backbone).build(backbone_config)
+    module = backbones.from_config(backbone, backbone_config)
     return DecisionTransformer(module, backbone_config.width, info, stats, window=window, config=config)

@@ -17,7 +17,7 @@ from torch import nn
 
 from rlseq.backbones._protocol import Backbone, Mixer, State, parameter_count, state_bytes, step_flops
 from rlseq.backbones._stack import Block, GatedMLP, RMSNorm, Stack, TwoLayerMLP
-from rlseq.errors import ConfigError, UnknownNameError
+from rlseq.errors import ConfigError, RlseqError, UnknownNameError
 
 __all__ = [
     "Backbone",
@@ -33,6 +33,7 @@ __all__ = [
     "config_class",
     "configure",
     "for_tokens",
+    "from_config",
     "is_recurrent",
     "load",
     "parameter_count",
@@ -51,7 +52,7 @@ def load(name: str) -> ModuleType:
 
     Raises:
         UnknownNameError: no such file in the folder.
-        ConfigError: the plug-in cannot be found, or lacks ``Config`` or ``build``.
+        ConfigError: the plug-in cannot be found or imported, or lacks ``Config`` or ``build``.
     """
     if "." not in name:
         if name not in available():
@@ -63,9 +64,9 @@ def load(name: str) -> ModuleType:
         )
     try:
         module = importlib.import_module(name)
-    except ImportError as error:
+    except Exception as error:  # other people's code
         raise ConfigError(
-            f"load: a backbone plug-in must import, got {name!r} with {error}. Mend the plug-in."
+            f"load: a backbone plug-in must import, got {name!r} with {_told(error)}. Mend the plug-in."
         ) from error
     missing = [part for part in ("Config", "build") if not callable(getattr(module, part, None))]
     if missing:
@@ -106,7 +107,8 @@ def configure(name: str, **options: Any) -> Any:
     ]
     if needed:
         raise ConfigError(
-            f"configure: every option of {name} must have a default or a value, got no {', '.join(needed)}. Give one."
+            f"configure: every option of {name} must have a default or a value, got no {', '.join(needed)}. "
+            "Give it a default in Config."
         )
     return config(**options)
 
@@ -124,7 +126,37 @@ def build(name: str, *, width: int, depth: int, **options: Any) -> nn.Module:
         UnknownNameError: no such backbone, or no such option.
         ConfigError: an option outside its range.
     """
-    return load(name).build(configure(name, width=width, depth=depth, **options))
+    return from_config(name, configure(name, width=width, depth=depth, **options))
+
+
+def from_config(name: str, config: Any) -> nn.Module:
+    """A backbone of a Config with fresh weights from torch's random generator.
+
+    Raises:
+        UnknownNameError: no such backbone.
+        ConfigError: options that do not fit each other or the memory, or a plug-in whose ``build`` fails.
+    """
+    module = load(name)
+    try:
+        model = module.build(config)
+    except RlseqError:
+        raise
+    except Exception as error:  # a plug-in's own, or torch's where the weights do not fit into the memory
+        raise ConfigError(
+            f"from_config: {name} of width {config.width} and depth {config.depth} must build, got {_told(error)}. "
+            f"{'Mend the plug-in' if '.' in name else 'Make it smaller'}."
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"from_config: build of {name} must return an nn.Module, got {type(model).__name__}. "
+            "Return the model from it."
+        )
+    return model
+
+
+def _told(error: Exception) -> str:
+    """An exception of other code in one line."""
+    return f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
 
 
 def is_recurrent(config: Any) -> bool:

@@ -3,7 +3,7 @@
     s_t^h = q^h k_t^h / sqrt(E),  q = W_q query + b_q,  k = W_k x + b_k
     o_t^h = sum_{i <= t} e^{s_i^h} v_i^h / sum_{i <= t} e^{s_i^h},  y = W_o concat_h o^h + b_o
 
-Source: Feng et al. 2024, "Attention as an RNN", arXiv 2405.13956, sections 3.2 and 3.4.
+Source: Feng et al. 2024, "Attention as an RNN", arXiv 2405.13956, section 3.
 """
 
 from __future__ import annotations

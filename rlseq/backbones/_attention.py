@@ -11,21 +11,20 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlseq.backbones._protocol import check_fraction, check_positive
 from rlseq.backbones._rope import rotate
 from rlseq.backbones._stack import WindowConfig, fan_in_linear
 from rlseq.errors import ConfigError
-from rlseq.kernels import AttentionState, ChunkState, by_head, local_attention, positions, put
+from rlseq.kernels import AttentionState, ChunkState, local_attention, local_attention_step, positions
 
 
 @dataclass(frozen=True)
 class AttentionConfig(WindowConfig):
     """Options of softmax attention."""
 
-    kind: ClassVar[str] = "attention"
+    kind: ClassVar[str] = "attn"
 
     heads: int = 4
     """Query heads; they divide the width."""
@@ -52,6 +51,20 @@ class AttentionConfig(WindowConfig):
             rope=self.rope,
             output_std_scale=output_std_scale,
         )
+
+
+@dataclass(frozen=True)
+class LocalAttentionConfig(AttentionConfig):
+    """Options of Griffin's local attention: a short window, multi-query, half of a head's entries rotated."""
+
+    kind: ClassVar[str] = "local"
+
+    window: int | None = 64
+    """Keys a token sees, its own included; the state's size."""
+    key_heads: int | None = 1
+    """Heads of keys and values; they divide the query heads, and 1 is multi-query. None: one for every query head."""
+    rope: float = 0.5
+    """Share of a head's entries that rotary position embedding turns, in [0, 1]; 0: no positions."""
 
 
 class AttentionMixer(nn.Module):
@@ -113,17 +126,11 @@ class AttentionMixer(nn.Module):
         return self.out(attended.flatten(-2)), state
 
     def step(self, x: Tensor, state: AttentionState, reset: Tensor | None = None) -> tuple[Tensor, AttentionState]:
-        """(B, D), (B,) -> (B, D), next ring; plain tensor code, because acting is bound by the number of calls."""
+        """(B, D), (B,) -> (B, D), next ring."""
         state = state if reset is None else state._replace(count=state.count.masked_fill(reset, 0))
         q, k, v = self._project(x, state.count)
-        seen, state = write(state, k, v, reset)
-        attended = F.scaled_dot_product_attention(
-            q.unflatten(1, (self.key_heads, -1)),
-            by_head(state.key.to(q.dtype)),
-            by_head(state.value.to(q.dtype)),
-            attn_mask=(seen >= 0)[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        dropout = self.dropout if self.training else 0.0
+        attended, state = local_attention_step(q, k, v, "softmax", None, state, reset, dropout)
         return self.out(attended.flatten(1)), state
 
     def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,23 +145,3 @@ def token_positions(x: Tensor, state: AttentionState | ChunkState | None, reset:
     """Position since the last reset of every token of x (B, L, D), (B, L) int64; a state's count goes before them."""
     count = x.new_zeros(len(x), dtype=torch.int64) if state is None else state.count
     return positions(count, reset, x.shape[1])
-
-
-def write(state: AttentionState, k: Tensor, v: Tensor, reset: Tensor | None) -> tuple[Tensor, AttentionState]:
-    """One token's key and value (B, Hk, E) into the ring; the rows (B,) of reset are emptied, even of NaN, before.
-
-    Args:
-        state: its count is that of the rows of reset already set to 0.
-        k: (B, Hk, E).
-        v: (B, Hk, Ev).
-        reset: (B,) bool or None.
-
-    Returns:
-        (B, W) distance of every slot's token from the new one, negative where a slot is empty; the next ring.
-    """
-    count, window = state.count, state.key.shape[1]
-    slot = torch.remainder(count, window)
-    key, value = put((state.key, state.value), slot, (k, v), reset)
-    distance = torch.remainder(slot.unsqueeze(1) - torch.arange(window, device=count.device), window)
-    seen = torch.where(distance <= count.unsqueeze(1), distance, -1)
-    return seen, AttentionState(key, value, count + 1)

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rlseq.backbones._attention import token_positions, write
+from rlseq.backbones._attention import token_positions
 from rlseq.backbones._protocol import check_choice, check_positive
 from rlseq.backbones._rope import rotated_views
 from rlseq.backbones._stack import MixerConfig, StackConfig, WindowConfig, fan_in_linear
-from rlseq.kernels import AttentionState, ChunkState, chunk_attention, local_attention
+from rlseq.kernels import AttentionState, ChunkState, chunk_attention, local_attention, local_attention_step
 
 KEY_SIZE = 128
 EXPANSION = 2
@@ -159,14 +159,11 @@ class GauMixer(GatedAttention):
         return self.out(u * o.squeeze(-2)), state
 
     def step(self, x: Tensor, state: AttentionState, reset: Tensor | None = None) -> tuple[Tensor, AttentionState]:
-        """(B, D), (B,) -> (B, D), next ring; plain tensor code, because acting is bound by the number of calls."""
+        """(B, D), (B,) -> (B, D), next ring."""
         state = state if reset is None else state._replace(count=state.count.masked_fill(reset, 0))
         u, q, k, v = self._queries(x, state.count)
-        seen, state = write(state, k, v, reset)
-        key, value = (ring.squeeze(2).to(u.dtype) for ring in (state.key, state.value))
-        scores = (key @ q.transpose(1, 2)).squeeze(2) / self.window + self.bias[seen.clamp_min(0)]
-        weights = scores.relu().square().masked_fill(seen < 0, 0.0).to(u.dtype)
-        return self.out(u * (weights.unsqueeze(1) @ value).squeeze(1)), state
+        o, state = local_attention_step(q, k, v, "relu2", self.bias, state, reset)
+        return self.out(u * o.squeeze(1)), state
 
     def _queries(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gate u (..., 2 D), q and k (..., 1, s) and v (..., 1, 2 D), with an axis of one head."""

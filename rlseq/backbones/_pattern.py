@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import nn
 
-from rlseq.backbones._protocol import check_choice
+from rlseq.backbones._protocol import Mixer, check_choice
 from rlseq.backbones._stack import (
     Block,
     GatedMLP,
@@ -21,6 +21,7 @@ from rlseq.backbones._stack import (
     StackConfig,
     TwoLayerMLP,
 )
+from rlseq.errors import ConfigError
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {"rms": RMSNorm, "layer": nn.LayerNorm, "scale": ScaleNorm}
 MLPS: dict[str, Callable[[int, float], nn.Module]] = {
@@ -58,10 +59,19 @@ def stack(config: StackConfig, pattern: Sequence[MixerConfig], norm: str = "rms"
     """
     depth = len(pattern) if config.depth is None else config.depth
     output_std_scale = math.sqrt(2.0 / depth)
+
+    def mixer(layer: MixerConfig) -> Mixer:
+        try:
+            return layer.mixer(config.width, config.dropout, output_std_scale)
+        except ConfigError as error:
+            # whose option it is: the backbone's, or that of a kind of layer where it has options by kind
+            where = f"{config.where}.{layer.kind}" if hasattr(config, layer.kind) else config.where
+            raise ConfigError(f"{where}: {str(error).partition(': ')[2]}") from error
+
     blocks = [
         Block(
             config.width,
-            layer.mixer(config.width, config.dropout, output_std_scale),
+            mixer(layer),
             MLPS[mlp](config.width, output_std_scale) if layer.has_mlp else None,
             norm=NORMS[norm],
             dropout=config.dropout,

@@ -41,9 +41,9 @@ class StackConfig(Checked):
     depth: int | None = 3
     """Number of layers; a pattern of several kinds repeats. None: one time through the pattern."""
     dropout: float = 0.0
-    """Fraction dropped of attention weights and of what each half-layer adds, in training only."""
+    """Fraction dropped of what each half-layer adds, and of softmax attention's weights over a window, in training."""
     gradient_checkpointing: bool = False
-    """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, a third more time."""
+    """Keep only the layers' inputs for the backward pass and compute the rest again: less memory, more time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rlseq.backbones._attention import AttentionConfig
+from rlseq.backbones._attention import LocalAttentionConfig
 from rlseq.backbones._pattern import stack
 from rlseq.backbones._protocol import check_positive
 from rlseq.backbones._rg_lru import RecurrentConfig
@@ -44,5 +44,5 @@ class Config(RecurrentConfig, StackConfig):
 
 def build(config: Config) -> nn.Module:
     """A Stack of recurrent, recurrent and local layers, repeated, with fresh weights."""
-    local = AttentionConfig(window=config.window, heads=config.heads, key_heads=1, rope=0.5)
+    local = LocalAttentionConfig(window=config.window, heads=config.heads)
     return stack(config, [config, config, local])

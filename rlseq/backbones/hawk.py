@@ -13,6 +13,8 @@ Differs from the paper:
 - W_a and W_x are block-diagonal with ``heads`` blocks (4 by default; the paper: 16 in its largest models).
 - R = 4 D / 3 is rounded up to a multiple of 8 x heads.
 - Optional dropout on what each half-layer adds; the paper has none.
+- ``decay_init``: the paper draws a^c from (0.9, 0.999); ``released`` draws a, as the authors' released code does, and
+  ``hold`` is rlseq's own: half of the entries start with a decay of almost 1.
 """
 
 from __future__ import annotations

@@ -12,7 +12,10 @@ Layers of x += mixer(norm(x)); x += mlp(norm(x)), the mixers in the order of the
 Each kind has options of its own (``--backbone.local.window 32``), the same for all of its layers. ``hawk``,
 ``griffin``, ``aaren``, ``transformer``, ``gau`` and ``flash`` are patterns of this stack.
 
-Differs from the papers: none of them mixes more than two kinds.
+Differs from the papers:
+- None of them mixes more than two kinds of layers.
+- Each kind differs from its paper as the backbone does that is named beside it.
+- ``rec`` starts with the decays of Griffin's released code, not with the paper's.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any, Literal, Self, cast, get_args
 from torch import nn
 
 from rlseq.backbones._aaren import AarenConfig
-from rlseq.backbones._attention import AttentionConfig
+from rlseq.backbones._attention import AttentionConfig, LocalAttentionConfig
 from rlseq.backbones._gated_attention import FlashConfig, GauConfig
 from rlseq.backbones._pattern import LayersConfig, stack
 from rlseq.backbones._rg_lru import RecurrentConfig
@@ -36,17 +39,17 @@ Kind = Literal["rec", "attn", "local", "aaren", "gau", "flash"]
 
 @dataclass(frozen=True)
 class Config(LayersConfig):
-    """Options of a stack of mixers. A kind's options may be given as a dictionary."""
+    """Options of a stack of mixers. A kind's options may be given as a dictionary; it must be in the pattern."""
 
     depth: int | None = None
     """Number of layers; the pattern repeats. None: one time through the pattern."""
     pattern: tuple[Kind, ...] = ("rec", "aaren", "local")
     """Kinds of the layers, first to last."""
-    rec: RecurrentConfig = field(default_factory=RecurrentConfig)
+    rec: RecurrentConfig = field(default_factory=lambda: RecurrentConfig(decay_init="released"))
     """Options of all recurrent layers."""
     attn: AttentionConfig = field(default_factory=AttentionConfig)
     """Options of all layers of attention over the window."""
-    local: AttentionConfig = field(default_factory=lambda: AttentionConfig(window=64, key_heads=1, rope=0.5))
+    local: LocalAttentionConfig = field(default_factory=LocalAttentionConfig)
     """Options of all layers of local attention."""
     aaren: AarenConfig = field(default_factory=AarenConfig)
     """Options of all Aaren layers."""
@@ -74,6 +77,20 @@ class Config(LayersConfig):
             if option.name in get_args(Kind):
                 default = cast(Callable[[], MixerConfig], option.default_factory)()
                 object.__setattr__(self, option.name, _options(option.name, getattr(self, option.name), default))
+                if option.name in self.unused and getattr(self, option.name) != default:
+                    raise ConfigError(
+                        f"hybrid: {option.name} must be in the pattern for its options to count, got "
+                        f"{' '.join(self.pattern)}. Add it, or leave its options out."
+                    )
+        if self.mlp != "gated" and not any(layer.has_mlp for layer in self.layers):
+            raise ConfigError(
+                f"hybrid: mlp must be left out where no layer has one, got {self.mlp} and {' '.join(self.pattern)}."
+            )
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The kinds that no layer is of."""
+        return tuple(kind for kind in get_args(Kind) if kind not in self.pattern)
 
     @property
     def recurrent(self) -> bool:
@@ -86,8 +103,8 @@ class Config(LayersConfig):
         return [getattr(self, kind) for kind in self.pattern]
 
     def for_tokens(self, tokens: int) -> Self:
-        """With windows of ``tokens`` where there are none yet."""
-        options = {kind: getattr(self, kind) for kind in get_args(Kind)}
+        """With windows of ``tokens`` where layers have none yet."""
+        options = {kind: getattr(self, kind) for kind in set(self.pattern)}
         rings: dict[str, Any] = {k: v.for_tokens(tokens) for k, v in options.items() if isinstance(v, WindowConfig)}
         return replace(self, **rings)
 

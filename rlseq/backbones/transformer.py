@@ -1,5 +1,9 @@
 """Stage 5 of 7: causal Transformer with a ring buffer of ``window`` tokens, the baseline.
 
+Softmax attention (Vaswani et al. 2017, arXiv 1706.03762, eq. 1) of every head h to the last ``window`` tokens:
+
+    o_t^h = sum_j softmax_j(q_t^h k_j^h / sqrt(E)) v_j^h,  t - window < j <= t
+
 preset decision-transformer: x += W_o attention(norm(x)); x += W_2 relu(W_1 norm(x)); a last norm, as Decision
 Transformer (Chen et al. 2021, arXiv 2106.01345, section 3 and appendix A) takes it over from GPT-2: LayerNorm, learned
 biases, weights N(0, 0.02), dropout on attention weights and on what each half-layer adds.
@@ -12,7 +16,8 @@ Differs from the papers:
 - Attention sees at most ``window`` tokens, wherever a training window begins. With window = all tokens of a training
   window the two are the same in training.
 - GPT-2's own position embedding is left out, as in the paper's code.
-- Transformer++ has no biases; here linears have them.
+- Transformer++ has no biases; here linears have them. Weights of ``modern`` start as N(0, 1 / fan-in), those that write
+  to the residual stream times 2 / depth, and its dropout is 0.1 as in the other preset unless told.
 """
 
 from __future__ import annotations

@@ -9,14 +9,14 @@ everywhere.
 
 from __future__ import annotations
 
-from rlseq.kernels._attention import by_head, positions, put
+from rlseq.kernels._attention import positions
 from rlseq.kernels._dispatch import Status, plain_operations, status
 from rlseq.kernels._threads import rule_torch
 from rlseq.kernels.causal_conv import causal_conv
 from rlseq.kernels.chunk_attention import ChunkState, chunk_attention
 from rlseq.kernels.geglu import geglu
 from rlseq.kernels.linear_scan import linear_scan
-from rlseq.kernels.local_attention import AttentionState, local_attention
+from rlseq.kernels.local_attention import AttentionState, local_attention, local_attention_step
 from rlseq.kernels.rg_lru import rg_lru
 from rlseq.kernels.rms_norm import rms_norm
 from rlseq.kernels.softmax_scan import SoftmaxState, softmax_scan
@@ -26,15 +26,14 @@ __all__ = [
     "ChunkState",
     "SoftmaxState",
     "Status",
-    "by_head",
     "causal_conv",
     "chunk_attention",
     "geglu",
     "linear_scan",
     "local_attention",
+    "local_attention_step",
     "plain_operations",
     "positions",
-    "put",
     "rg_lru",
     "rms_norm",
     "softmax_scan",

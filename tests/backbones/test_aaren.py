@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlseq import backbones
 from rlseq.backbones import aaren
 from rlseq.backbones._aaren import AarenMixer
-from rlseq.backbones._stack import Block, TwoLayerMLP
 from rlseq.errors import ConfigError
+from tests.oracles import against
 from tests.tolerances import BACKBONES
 
 WIDTH, ROWS, LENGTH = 12, 3, 17
@@ -38,6 +39,20 @@ def hidden(reset: Tensor | None, heads: int) -> Tensor:
     return ~seen.repeat_interleave(heads, dim=0)
 
 
+def attended(mixer: AarenMixer, x: Tensor, reset: Tensor | None) -> Tensor:
+    """What torch's attention makes of the tokens with the mixer's one query."""
+    query = mixer.query.expand(ROWS, LENGTH, WIDTH)
+    return attention_of(mixer)(query, x, x, attn_mask=hidden(reset, mixer.heads), need_weights=False)[0]
+
+
+def agree(got: Tensor, expected: Tensor, weight: Tensor, wanted: list[Tensor]) -> None:
+    """Values and the gradients of a weighted sum of them are the same."""
+    torch.testing.assert_close(got, expected, rtol=0, atol=BACKBONES["aaren features"])
+    gradients = (torch.autograd.grad((one * weight).sum(), wanted) for one in (got, expected))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=BACKBONES["aaren gradients"])
+
+
 @pytest.mark.parametrize("with_resets", [False, True])
 @pytest.mark.parametrize("heads", [1, 3, 4])
 def test_values_and_gradients_are_those_of_attention_with_one_learned_query(heads: int, with_resets: bool) -> None:
@@ -52,22 +67,37 @@ def test_values_and_gradients_are_those_of_attention_with_one_learned_query(head
     wanted = [x, *mixer.parameters()]
 
     got, _ = mixer(x, None, reset)
-    got_gradients = torch.autograd.grad((got * weight).sum(), wanted)
-    query = mixer.query.expand(ROWS, LENGTH, WIDTH)
-    expected, _ = attention_of(mixer)(query, x, x, attn_mask=hidden(reset, heads), need_weights=False)
-    expected_gradients = torch.autograd.grad((expected * weight).sum(), wanted)
+    agree(got, attended(mixer, x, reset), weight, wanted)
 
-    torch.testing.assert_close(got, expected, rtol=0, atol=BACKBONES["aaren features"])
-    for a, b in zip(got_gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=BACKBONES["aaren gradients"])
+
+def test_values_and_gradients_of_the_published_layers_are_those_of_torchs_modules() -> None:
+    torch.manual_seed(0)
+    model = against.noisy(backbones.build("aaren", width=WIDTH, depth=2, heads=3))
+    x = torch.randn(ROWS, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
+    reset, weight = torch.rand(ROWS, LENGTH) < 0.2, torch.randn(ROWS, LENGTH, WIDTH, dtype=torch.float64)
+    p = dict(model.named_parameters())
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, (WIDTH,), p[f"{name}.weight"], p[f"{name}.bias"])
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return F.linear(x, p[f"{name}.weight"], p[f"{name}.bias"])
+
+    expected = x
+    for layer, block in enumerate(model.blocks):
+        at = f"blocks.{layer}"
+        expected = expected + attended(block.mixer, norm(f"{at}.mixer_norm", expected), reset)
+        hidden_units = linear(f"{at}.mlp.up", norm(f"{at}.mlp_norm", expected)).relu()
+        expected = expected + linear(f"{at}.mlp.down", hidden_units)
+    agree(model(x, None, reset)[0], norm("last_norm", expected), weight, [x, *model.parameters()])
 
 
 def test_parameters_of_one_layer_are_the_papers_and_the_state_is_constant() -> None:
     """Section 4.5: 3,152,384 for a Transformer layer of width 512, and one query more for Aaren."""
-    transformer = nn.TransformerEncoderLayer(512, 8, 2048)
-    layer = Block(512, AarenMixer(512, 8), TwoLayerMLP(512, 4), norm=nn.LayerNorm)
-    assert backbones.parameter_count(transformer) == 3_152_384
-    assert backbones.parameter_count(layer) == 3_152_896
+    options = {"transformer": {"window": 60}, "aaren": {}}
+    layers = {name: backbones.build(name, width=512, depth=1, heads=8, **given) for name, given in options.items()}
+    counts = {name: backbones.parameter_count(model.blocks[0]) for name, model in layers.items()}
+    assert counts == {"transformer": 3_152_384, "aaren": 3_152_896}
     model = backbones.build("aaren", width=128, depth=3, heads=4)
     assert backbones.state_bytes(model.init_state(1)) == 3 * 8 * (4 + 128) == 3_168
 

@@ -3,47 +3,36 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 import pytest
 import torch
 
 from rlseq import backbones, conformance
 from rlseq.conformance.__main__ import main
+from rlseq.conformance._subject import cases
 
 subject = functools.cache(functools.partial(conformance.subject, cases=6, steps=300, compiler="aot_eager"))
-
-
-PLUG_IN = """
-from dataclasses import dataclass
-
-from rlseq.backbones import hawk
-
-
-@dataclass(frozen=True)
-class Config:
-    must: int
-    width: int = 16
-    depth: int = 1
-    broken: bool = False
-
-
-def build(config):
-    model = hawk.build(hawk.Config(config.width, config.depth))
-    if config.broken:
-        model.step = no_step
-    return model
-
-
-def no_step(x, state, reset=None):
-    raise ZeroDivisionError("no step here")
-"""
 
 
 @pytest.mark.parametrize("law", conformance.LAWS)
 @pytest.mark.parametrize("name", backbones.available())
 def test_backbone_keeps_the_law(name: str, law: str) -> None:
     conformance.LAWS[law](subject(name))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's compiler does
+@pytest.mark.parametrize("name", backbones.available())
+def test_a_compiled_forward_and_its_gradients_equal_eager(name: str) -> None:
+    torch.compiler.reset()
+    (case,) = cases(conformance.subject(name, cases=1), resets=True)
+    compiled = torch.compile(case.model, fullgraph=True, dynamic=False, backend="aot_eager")
+    weight, found = torch.randn_like(case.x), []
+    for model in (compiled, case.model):
+        y, _ = model(case.x, None, case.reset)
+        found.append([y, *torch.autograd.grad((y * weight).sum(), list(case.model.parameters()))])
+    for got, expected in zip(*found, strict=True):
+        close = conformance.TOLERANCE[torch.float64] * max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(got, expected, rtol=0, atol=close)
 
 
 @pytest.mark.parametrize("law", ["forward_equals_steps", "packed_row_equals_its_episodes"])
@@ -111,49 +100,3 @@ def test_command_line_says_what_is_wrong_and_exits_2(
         main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> str:
-    """Writes a package of a name of its own; the dotted name of the module in it."""
-    package = tmp_path / f"outside_{tmp_path.name}"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "mine.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    return f"{package.name}.mine"
-
-
-def test_plug_in_from_outside_is_checked_and_its_exceptions_are_findings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    name = plug_in(tmp_path, monkeypatch, PLUG_IN)
-    quick = {name: conformance.LAWS[name] for name in ("no_output_sees_a_later_token", "forward_equals_steps")}
-    monkeypatch.setattr(conformance, "LAWS", quick)
-    given = [name, "--cases", "1", "--option", "must=3"]
-    assert main(given) == 0
-    assert main([*given, "--option", "broken=true"]) == 1
-    assert "forward_equals_steps: got ZeroDivisionError: no step here" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
-        ("", "", "every option of NAME must have a default or a value, got no must"),
-        ("must: int", "must: int = 1", "build of NAME must return an nn.Module, got NoneType"),
-        ("@dataclass(frozen=True)", "", "must be a frozen dataclass with width and depth, got another in 'NAME'"),
-        ("depth: int = 1", "", "must be a frozen dataclass with width and depth, got another in 'NAME'"),
-    ],
-)
-def test_plug_in_that_cannot_be_checked_is_one_line_and_exit_code_2(
-    old: str,
-    new: str,
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    name = plug_in(tmp_path, monkeypatch, PLUG_IN.replace("    return model\n", "").replace(old, new))
-    with pytest.raises(SystemExit) as stopped:
-        main([name])
-    assert stopped.value.code == 2
-    assert message.replace("NAME", name) in capsys.readouterr().err.splitlines()[-1]

@@ -14,7 +14,7 @@ import torch
 from rlseq import backbones, config, conformance, recipes, run
 from rlseq.backbones import hybrid
 from rlseq.backbones._aaren import AarenMixer
-from rlseq.backbones._attention import AttentionConfig, AttentionMixer
+from rlseq.backbones._attention import AttentionConfig, AttentionMixer, LocalAttentionConfig
 from rlseq.backbones._gated_attention import FlashMixer, GauMixer
 from rlseq.backbones._rg_lru import RecurrentMixer
 from rlseq.cli import main
@@ -32,8 +32,16 @@ MIXERS = {
 
 # a backbone and its options, and the same as a pattern
 SAME: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "hawk": ("hawk", {"heads": 2, "depth": 3}, {"pattern": ["rec"], "depth": 3, "rec": {"heads": 2}}),
-    "griffin": ("griffin", {"depth": 7, "window": 5}, {"pattern": ["rec", "rec", "local"], "local": {"window": 5}}),
+    "hawk": (
+        "hawk",
+        {"heads": 2, "depth": 3},
+        {"pattern": ["rec"], "depth": 3, "rec": {"heads": 2, "decay_init": "paper"}},
+    ),
+    "griffin": (
+        "griffin",
+        {"depth": 7, "window": 5},
+        {"pattern": ["rec", "rec", "local"], "local": {"window": 5}, "rec": {"decay_init": "paper"}},
+    ),
     "aaren": ("aaren", {"depth": 2}, {"pattern": ["aaren"], "norm": "layer", "mlp": "relu"}),
     "transformer": (
         "transformer",
@@ -92,9 +100,9 @@ def test_pattern_repeats_to_the_depth() -> None:
 
 
 def test_part_of_a_kinds_options_leaves_the_others_at_their_defaults() -> None:
-    options = hybrid.Config(local={"window": 5}, rec={"decay_init": "released"}, flash={})  # type: ignore[arg-type]
-    assert options.local == AttentionConfig(window=5, heads=4, key_heads=1, rope=0.5)
-    assert (options.rec.decay_init, options.rec.heads) == ("released", 4)
+    options = hybrid.Config(local={"window": 5}, rec={"heads": 2}, flash={})  # type: ignore[arg-type]
+    assert options.local == LocalAttentionConfig(window=5, heads=4, key_heads=1, rope=0.5)
+    assert (options.rec.decay_init, options.rec.heads) == ("released", 2)
     assert options.flash == hybrid.Config().flash
     assert options.pattern == ("rec", "aaren", "local")
     assert hybrid.Config().local.window == 64
@@ -115,7 +123,14 @@ def test_part_of_a_kinds_options_leaves_the_others_at_their_defaults() -> None:
         ({"local": {"window": 0}}, ConfigError, "hybrid.local: window must be a whole number >= 1, got 0"),
         ({"gau": {"heads": 2}}, UnknownNameError, "unknown option of hybrid.gau 'heads'"),
         ({"attn": {"rope": 2.0}}, ConfigError, r"hybrid.attn: rope must be in \[0, 1\], got 2.0"),
-        ({"local": 5}, ConfigError, "local must be a dictionary or AttentionConfig, got 5"),
+        ({"local": 5}, ConfigError, "local must be a dictionary or LocalAttentionConfig, got 5"),
+        (
+            {"flash": {"chunk": 5}},
+            ConfigError,
+            "flash must be in the pattern for its options to count, got rec",
+        ),
+        ({"pattern": ["rec"], "local": {"window": 3}}, ConfigError, "hybrid: local must be in the pattern"),
+        ({"pattern": ["flash"], "mlp": "relu"}, ConfigError, "mlp must be left out where no layer has one, got relu"),
         ({"rec": AttentionConfig()}, ConfigError, "rec must be a dictionary or RecurrentConfig, got AttentionConfig"),
         ({"norm": "batch"}, ConfigError, "norm must be one of rms, layer, scale, got 'batch'"),
         ({"mlp": "none"}, ConfigError, "mlp must be one of gated, relu, got 'none'"),
@@ -140,9 +155,11 @@ def test_it_is_recurrent_if_a_layer_carries_what_is_older_than_any_window(patter
 
 
 def test_tokens_fill_in_the_windows_that_are_open_and_no_other() -> None:
-    options = backbones.for_tokens(backbones.configure("hybrid", gau={"window": 7}), 60)
+    pattern = ("attn", "gau", "local")
+    options = backbones.for_tokens(backbones.configure("hybrid", pattern=pattern, gau={"window": 7}), 60)
     assert (options.attn.window, options.gau.window, options.local.window) == (60, 7, 64)
-    assert options.pattern == hybrid.Config().pattern
+    assert options.pattern == pattern
+    assert backbones.for_tokens(hybrid.Config(), 60) == hybrid.Config()  # no layer of it has an open window
 
 
 @pytest.mark.parametrize(
@@ -170,7 +187,7 @@ def test_parameters_and_state_are_those_of_the_page() -> None:
 
 def test_experiment_survives_json() -> None:
     options = backbones.configure(
-        "hybrid", width=32, pattern=["rec", "flash", "gau"], flash={"chunk": 8}, rec={"decay_init": "released"}
+        "hybrid", width=32, pattern=["rec", "flash", "gau"], flash={"chunk": 8}, rec={"decay_init": "paper"}
     )
     experiment = config.settle(config.Experiment(backbone="hybrid", backbone_options=options, window=10))
     text = json.dumps(config.to_json(experiment))

@@ -56,20 +56,38 @@ def test_name_that_is_no_backbone_is_refused(name: str) -> None:
         backbones.load(name)
 
 
-def test_plug_in_must_have_config_and_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "plugs").mkdir()
-    (tmp_path / "plugs" / "empty.py").write_text("Config = None\n")
-    (tmp_path / "plugs" / "needy.py").write_text("import no_such_library\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ConfigError, match=r"must define Config and build, got 'plugs.empty' without Config and build"):
-        backbones.load("plugs.empty")
-    with pytest.raises(ConfigError, match="no_such_library"):
-        backbones.load("plugs.needy")
+def test_those_that_see_a_window_are_not_recurrent() -> None:
+    windowed = {name for name in backbones.available() if not backbones.is_recurrent(backbones.configure(name))}
+    assert windowed == {"gau", "transformer"}
 
 
-def test_only_the_transformer_is_not_recurrent() -> None:
-    assert backbones.is_recurrent(backbones.config_class("hawk")())
-    assert not backbones.is_recurrent(backbones.config_class("transformer")())
+def test_weights_that_no_memory_holds_are_one_line() -> None:
+    with pytest.raises(ConfigError, match="hawk of width 1000000000 and depth 3 must build, got Run") as told:
+        backbones.build("hawk", width=1_000_000_000, depth=3)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("griffin", {"heads": 3}, "griffin: width must be a multiple of heads, got 16 and 3"),
+        (
+            "transformer",
+            {"heads": 4, "key_heads": 3, "window": 4},
+            "transformer: heads must be a multiple of key",
+        ),
+        ("hybrid", {"aaren": {"heads": 3}}, "hybrid.aaren: width must be a multiple of heads, got 16 and 3"),
+        ("hybrid", {"local": {"heads": 5}}, "hybrid.local: width must be a multiple of heads, got 16 and 5"),
+        (
+            "hybrid",
+            {"pattern": ["attn"], "attn": {"heads": 3, "window": 4}},
+            "hybrid.attn: width must be a multiple",
+        ),
+    ],
+)
+def test_sizes_that_do_not_fit_name_whose_option_it_is(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        backbones.build(name, width=16, depth=3, **options)
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from rlseq.errors import ConfigError, UnknownNameError
 from rlseq.kernels._arguments import all_float, fits_reset, misfit
 from rlseq.kernels._dispatch import choose
 from rlseq.kernels.local_attention._ring import AttentionState
+from rlseq.kernels.local_attention._step import local_attention_step
 
-__all__ = ["AttentionState", "local_attention"]
+__all__ = ["AttentionState", "local_attention", "local_attention_step"]
 
 ACTIVATIONS = ("softmax", "relu2")
 

@@ -14,19 +14,18 @@ from rlseq.kernels._attention import (
     all_nan,
     attend,
     broken,
-    by_head,
     chosen,
     cut_out,
     distance_bias,
     later_resets,
     latest,
     positions,
-    put,
     spans,
     squared_relu,
     surely_finite,
 )
 from rlseq.kernels.local_attention._ring import AttentionState, roll_on
+from rlseq.kernels.local_attention._step import local_attention_step
 
 FEW = 3
 """Most tokens after a state that go one by one where there are no gradients: an environment step has as many."""
@@ -52,7 +51,7 @@ def local_attention(
 ) -> tuple[Tensor, AttentionState]:
     """As ``rlseq.kernels.local_attention``, arguments already checked."""
     if state is not None and q.shape[1] <= FEW and not torch.is_grad_enabled():
-        return _one_by_one(q, k, v, window, activation, bias, state, reset, dropout)
+        return _one_by_one(q, k, v, activation, bias, state, reset, dropout)
     if state is None:
         reset = later_resets(reset)
     length, state_dtype = q.shape[1], k.dtype if state is None else state.key.dtype
@@ -177,7 +176,6 @@ def _one_by_one(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    window: int,
     activation: str,
     bias: Tensor | None,
     state: AttentionState,
@@ -189,49 +187,18 @@ def _one_by_one(
     Without gradients NaN spoils what it should by itself: a token that is not finite is NaN as a whole, and no slot
     that a query does not see holds one.
     """
-    key_heads, slots = k.shape[2], torch.arange(window, device=q.device)
     q, k, v = (all_nan(one.flatten(2)).view_as(one) for one in (q, k, v))
-    # between the tokens of a call they keep all their bits
-    rings = [one.to(torch.promote_types(one.dtype, k.dtype)) for one in state[:2]]
-    count, outputs = state.count, []
+    # between the tokens of a call the ring keeps all their bits
+    key, value = (ring.to(torch.promote_types(ring.dtype, k.dtype)) for ring in state[:2])
+    inside, outputs = AttentionState(key, value, state.count), []
     for t in range(q.shape[1]):
         fresh = None if reset is None else reset[:, t]
-        count = count if fresh is None else count.masked_fill(fresh, 0)
-        slot = torch.remainder(count, window)
-        rings = put(rings, slot, (k[:, t], v[:, t]), fresh)
-        distance = torch.remainder(slot[:, None] - slots, window)
-        seen = (distance <= count[:, None])[:, None, None]
-        query = q[:, t].unflatten(1, (key_heads, -1))
-        key, value = (by_head(ring.to(q.dtype)) for ring in rings)
-        o = _weighed(query, key, value, window, activation, bias, seen, distance[:, None, None], dropout)
-        outputs.append(o.flatten(1, 2))
-        count = count + 1
-    key, value = (ring.to(before.dtype) for ring, before in zip(rings, state[:2], strict=True))
-    return torch.stack(outputs, dim=1), AttentionState(key, value, count)
-
-
-def _weighed(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    window: int,
-    activation: str,
-    bias: Tensor | None,
-    seen: Tensor,
-    distance: Tensor,
-    dropout: float,
-) -> Tensor:
-    """Attention of (B, Hk, G, E) queries of one token to (B, Hk, W, E) keys, those that seen (B, 1, 1, W) marks."""
-    if activation == "softmax":
-        mask = seen if bias is None else torch.where(seen, distance_bias(bias.to(query.dtype), distance), -math.inf)
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    dtype = compute_dtype(query)
-    scores = (query.to(dtype) / window) @ key.to(dtype).mT
-    if bias is not None:
-        scores = scores + distance_bias(bias.to(dtype), distance)
-    # not relu, which may lose a NaN where the graph runs
-    weights = functional.dropout(scores.masked_fill(~seen | (scores < 0), 0.0).square(), dropout)
-    return (weights @ value.to(dtype)).to(query.dtype)
+        if fresh is not None:
+            inside = inside._replace(count=inside.count.masked_fill(fresh, 0))
+        o, inside = local_attention_step(q[:, t], k[:, t], v[:, t], activation, bias, inside, fresh, dropout)
+        outputs.append(o)
+    key, value = (ring.to(before.dtype) for ring, before in zip(inside[:2], state[:2], strict=True))
+    return torch.stack(outputs, dim=1), AttentionState(key, value, inside.count)
 
 
 def _banded(

@@ -1,0 +1,192 @@
+"""Backbones from outside the package, by dotted name: loaded, checked and trained; what is wrong with one is a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import rlseq
+from rlseq import backbones, conformance
+from rlseq.conformance.__main__ import main
+from rlseq.errors import ConfigError
+from tests.cli.commands import QUICK, one_line
+from tests.toys import toy_store
+
+WRAPPED = """
+from dataclasses import dataclass
+
+from rlseq.backbones import hawk
+
+
+@dataclass(frozen=True)
+class Config:
+    must: int
+    width: int = 16
+    depth: int = 1
+    broken: bool = False
+
+
+def build(config):
+    model = hawk.build(hawk.Config(config.width, config.depth))
+    if config.broken:
+        model.step = no_step
+    return model
+
+
+def no_step(x, state, reset=None):
+    raise ZeroDivisionError("no step here")
+"""
+
+LEAKY = """
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Config:
+    width: int = 16
+    depth: int = 1
+    leak: float = 0.5
+
+
+class Leaky(nn.Module):
+    '''h_t = leak h_{t-1} + W x_t: a recurrence that knows nothing of rlseq.'''
+
+    def __init__(self, config):
+        super().__init__()
+        self.leak, self.width = config.leak, config.width
+        self.inner = nn.Linear(config.width, config.width)
+
+    def init_state(self, batch_size, *, device=None, dtype=None):
+        weight = self.inner.weight
+        return torch.zeros(batch_size, self.width, device=device or weight.device, dtype=dtype or weight.dtype)
+
+    def step(self, x, state, reset=None):
+        if reset is not None:
+            state = state.masked_fill(reset[:, None], 0.0)
+        y = self.leak * state + self.inner(x).to(state.dtype)
+        return y, y
+
+    def forward(self, x, state=None, reset=None):
+        state = self.init_state(len(x)) if state is None else state
+        features = []
+        for t in range(x.shape[1]):
+            y, state = self.step(x[:, t], state, None if reset is None else reset[:, t])
+            features.append(y)
+        return torch.stack(features, dim=1), state
+
+
+def build(config):
+    return Leaky(config)
+"""
+
+
+def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> str:
+    """Writes a package of a name of its own; the dotted name of the module in it."""
+    package = tmp_path / f"outside_{tmp_path.name}"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "mine.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    return f"{package.name}.mine"
+
+
+def test_command_line_checks_a_plug_in_that_knows_nothing_of_rlseq(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = plug_in(tmp_path, monkeypatch, LEAKY)
+    command = [sys.executable, "-m", "rlseq.conformance", name, "--cases", "2", "--steps", "50", "--compiler", "eager"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(rlseq.__file__).parents[1])])}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("kept") == len(conformance.LAWS)
+    assert f"{name}: Config(width=16, depth=3, leak=0.5)" in done.stdout
+
+
+def test_plug_in_is_trained_with_its_own_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, out = plug_in(tmp_path, monkeypatch, LEAKY), tmp_path / "run"
+    monkeypatch.setattr(rlseq.data, "open_dataset", lambda _: toy_store())
+    arguments = ["train", "--dataset", "toy", "--backbone", name, "--backbone.leak", "0.25", "--out", str(out)]
+    assert rlseq.cli.main([*arguments, *QUICK]) == 0
+    written = json.loads((out / "config.json").read_text())
+    assert (written["backbone"], written["backbone_options"]["leak"]) == (name, 0.25)
+    agent = rlseq.load(out)
+    assert type(agent.backbone).__name__ == "Leaky"
+    assert agent.backbone.leak == 0.25
+
+
+def test_exceptions_of_a_plug_in_are_findings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = plug_in(tmp_path, monkeypatch, WRAPPED)
+    quick = {name: conformance.LAWS[name] for name in ("no_output_sees_a_later_token", "forward_equals_steps")}
+    monkeypatch.setattr(conformance, "LAWS", quick)
+    given = [name, "--cases", "1", "--option", "must=3"]
+    assert main(given) == 0
+    assert main([*given, "--option", "broken=true"]) == 1
+    assert "forward_equals_steps: got ZeroDivisionError: no step here" in capsys.readouterr().out
+
+
+FORM = "must be a frozen dataclass with width and depth, got another in 'NAME'"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "width: int = 16",
+            "must: float\n    width: int = 16",
+            "every option of NAME must have a default or a value, got no must",
+        ),
+        ("return Leaky(config)", "pass", "build of NAME must return an nn.Module, got NoneType"),
+        ("return Leaky(config)", "return Leaky(3)", "must build, got AttributeError: 'int' object has no attribute"),
+        ("@dataclass(frozen=True)", "", FORM),
+        ("depth: int = 1", "", FORM),
+        ("import torch", "import no_such_library", "must import, got 'NAME' with ModuleNotFoundError: No module named"),
+        ("import torch", "1 / 0", "must import, got 'NAME' with ZeroDivisionError: division by zero"),
+        ("import torch", "import (", "must import, got 'NAME' with SyntaxError: "),
+        ("def build", "def make", "must define Config and build, got 'NAME' without build"),
+    ],
+)
+def test_plug_in_that_cannot_be_used_is_one_line_and_exit_code_2(
+    old: str,
+    new: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name, out = plug_in(tmp_path, monkeypatch, LEAKY.replace(old, new, 1)), tmp_path / "run"
+    message = message.replace("NAME", name)
+    with pytest.raises(SystemExit) as stopped:
+        main([name])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr(rlseq.data, "open_dataset", lambda _: toy_store())
+    told = one_line(capsys, ["train", "--dataset", "toy", "--backbone", name, "--out", str(out), *QUICK[4:]])
+    assert message in told
+    assert not out.exists()
+
+
+def test_plug_in_must_be_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"must be an importable module, got 'plugs.none'\. Is its folder on PYTHON"):
+        backbones.load("plugs.none")
+
+
+def test_plug_in_has_no_duty_but_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = plug_in(tmp_path, monkeypatch, LEAKY)
+    model = backbones.build(name, width=8, depth=1, leak=0.0)
+    assert isinstance(model, nn.Module)
+    assert backbones.is_recurrent(backbones.configure(name))
+    x = torch.randn(2, 5, 8)
+    torch.testing.assert_close(model(x)[0], model.inner(x))
