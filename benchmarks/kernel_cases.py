@@ -227,6 +227,32 @@ def rms_norm(shape: Sequence[int]) -> Case:
     )
 
 
+def gated_projections(shape: Sequence[int], size: int = 128) -> Case:
+    """(B, L, 2 e + s), four views; the rival is torch's operations, which are the reference too.
+
+    A case has one output: both concatenate u, v and the sum of the views, and that is timed too.
+    """
+    angle = 6.0 * torch.rand(*shape[:2], size // 2, generator=torch.Generator().manual_seed(1))
+    turns = (angle.cos(), angle.sin())
+
+    def joined(function: Function) -> Function:
+        def one(x: Tensor, *learned: Tensor) -> Tensor:
+            u, v, *views = function(x, *learned, *(part.to(x) for part in turns))
+            return torch.cat([u, v, functools.reduce(torch.add, views)], dim=-1)
+
+        return one
+
+    return Case(
+        "gated_projections",
+        _normal(0, shape, (4, size), (4, size)),
+        joined(kernels.gated_projections),
+        joined(reference("gated_projections")),
+        element=0,
+        moved=(2, 4),
+        rivals={"silu, addcmul, rotation": joined(reference("gated_projections"))},
+    )
+
+
 CASES: dict[str, tuple[Callable[[], Case], ...]] = {
     "linear_scan": tuple(functools.partial(linear_scan, shape) for shape in ((64, 60, 128), (16, 4096, 256))),
     "rg_lru": tuple(functools.partial(rg_lru, shape) for shape in ((64, 60, 128), (16, 1000, 128))),
@@ -236,6 +262,7 @@ CASES: dict[str, tuple[Callable[[], Case], ...]] = {
     "chunk_attention": (functools.partial(chunk_attention, (4, 3072, 256)),),
     "geglu": (functools.partial(geglu, (64, 20, 384)),),
     "rms_norm": (functools.partial(rms_norm, (64, 20, 128)),),
+    "gated_projections": (functools.partial(gated_projections, (64, 20, 640)),),
 }
 SWEEP: dict[str, Callable[[int], Case]] = {
     "linear_scan": lambda length: linear_scan((1, length, 128)),

@@ -16,7 +16,7 @@ KERNELS: dict[str, dict[torch.dtype, float]] = {
     "causal_conv": {torch.float64: 4e-15, torch.float32: 1.7e-6, torch.bfloat16: 1.5e-2, torch.float16: 1.8e-3},
     "local_attention": {torch.float64: 5e-15, torch.float32: 2.5e-6, torch.bfloat16: 2.7e-2, torch.float16: 3.6e-3},
     "chunk_attention": {torch.float64: 1.4e-14, torch.float32: 3.5e-6, torch.bfloat16: 1.9e-2, torch.float16: 2.5e-3},
-    # geglu and rms_norm
+    # geglu, rms_norm and gated_projections
     "token ops": {torch.float64: 3e-14, torch.float32: 6.2e-6, torch.bfloat16: 2e-2, torch.float16: 2.6e-3},
     # 4,096 tokens, values and gradients against float64
     "chunk_attention long": {torch.float32: 1.1e-6},

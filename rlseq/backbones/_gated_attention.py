@@ -11,20 +11,24 @@ Source: Hua et al. 2022, arXiv 2202.10447, sections 2.2 and 3.2, codes 1 and 8.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from rlseq.backbones._attention import token_positions
 from rlseq.backbones._protocol import check_choice, check_positive
-from rlseq.backbones._rope import rotated_views
+from rlseq.backbones._rope import turns
 from rlseq.backbones._stack import MixerConfig, StackConfig, WindowConfig, fan_in_linear
-from rlseq.kernels import AttentionState, ChunkState, chunk_attention, local_attention, local_attention_step
+from rlseq.kernels import (
+    AttentionState,
+    ChunkState,
+    chunk_attention,
+    gated_projections,
+    local_attention,
+    local_attention_step,
+)
 
 KEY_SIZE = 128
 EXPANSION = 2
@@ -75,31 +79,6 @@ class FlashConfig(MixerConfig):
         return FlashMixer(width, self.chunk, output_std_scale)
 
 
-class _SiluParts(torch.autograd.Function):
-    """silu of the parts of x (..., sum of sizes), each a whole tensor; a split would concatenate its gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(x)
-        ctx.sizes = sizes
-        return tuple(F.silu(part) for part in x.split(sizes, dim=-1))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        total = torch.empty_like(x)
-        parts = (one.split(ctx.sizes, dim=-1) for one in (total, x))
-        for out, part, gradient in zip(*parts, gradients, strict=True):
-            torch.ops.aten.silu_backward.grad_input(gradient, part, grad_input=out)
-        return total, None
-
-
-def _silu_parts(x: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    function: Callable[..., tuple[Tensor, ...]] = _SiluParts.apply
-    return function(x, sizes)
-
-
 class GatedAttention(nn.Module):
     """What GAU and FLASH share: the gate, the values, and ``views`` of the small vector as queries and keys.
 
@@ -124,9 +103,9 @@ class GatedAttention(nn.Module):
 
     def project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Gate u and values v (..., 2 D), and the queries and keys (..., s), of tokens (..., D) at positions (...)."""
-        u, v, z = _silu_parts(self.inner(x), (self.expanded, self.expanded, self.size))
-        gamma, beta = self.gamma.to(z.dtype), self.beta.to(z.dtype)  # autocast makes z alone bfloat16
-        return u, v, rotated_views(z, gamma, beta, position, self.size // 2 * 2)
+        x = self.inner(x)
+        u, v, *views = gated_projections(x, self.gamma, self.beta, *turns(position, self.size // 2 * 2, x.dtype))
+        return u, v, tuple(views)
 
     def device_and_dtype(
         self, device: torch.device | str | None, dtype: torch.dtype | None

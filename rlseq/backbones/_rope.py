@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 LONGEST_WAVE = 10_000.0
 
@@ -31,26 +30,10 @@ def rotate(x: Tensor, position: Tensor, size: int) -> Tensor:
     """
     if size == 0:
         return x
-    factor, sine = _turns(position, size, x.shape[-1], x.dtype)
+    cosine, sine = turns(position, size, x.dtype)
+    rest = cosine.new_ones(()).expand(*cosine.shape[:-1], x.shape[-1] - size)
     function: Callable[..., Tensor] = _Rotation.apply
-    return function(x, factor.unsqueeze(-2), sine.unsqueeze(-2))
-
-
-def rotated_views(z: Tensor, gamma: Tensor, beta: Tensor, position: Tensor, size: int) -> tuple[Tensor, ...]:
-    """The n vectors gamma_k z + beta_k of every token, rotated as by ``rotate``, each a tensor (..., E) of its own.
-
-    Args:
-        z: (..., E).
-        gamma: (n, E), and beta (n, E).
-        beta: see gamma.
-        position: (...) int64 tokens since the last reset.
-        size: R, even, at most E.
-    """
-    if z.dim() == 2:
-        # a step is bound by the number of calls
-        return rotate(torch.addcmul(beta, z.unsqueeze(-2), gamma), position, size).unbind(-2)
-    function: Callable[..., tuple[Tensor, ...]] = _RotatedViews.apply
-    return function(z, gamma, beta, *_turns(position, size, z.shape[-1], z.dtype))
+    return function(x, torch.cat([cosine, cosine, rest], dim=-1).unsqueeze(-2), sine.unsqueeze(-2))
 
 
 class _Rotation(torch.autograd.Function):
@@ -67,29 +50,14 @@ class _Rotation(torch.autograd.Function):
         return _Rotation.apply(gradient, factor, -sine), None, None
 
 
-class _RotatedViews(torch.autograd.Function):
-    """View by view: what one needs stays in the caches, and no gradients are stacked."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, gamma: Tensor, beta: Tensor, factor: Tensor, sine: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(z, gamma, factor, sine)
-        return tuple(_turned(torch.addcmul(b, z, g), factor, sine) for g, b in zip(gamma, beta, strict=True))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        z, gamma, factor, sine = ctx.saved_tensors
-        d_z, d_gamma, d_beta = torch.zeros_like(z), [], []
-        for gradient, g in zip(gradients, gamma, strict=True):
-            before = _turned(gradient, factor, -sine)
-            d_z.addcmul_(before, g)
-            d_beta.append(before.flatten(0, -2).sum(0))
-            d_gamma.append(before.mul_(z).flatten(0, -2).sum(0))
-        return d_z, torch.stack(d_gamma), torch.stack(d_beta), None, None
-
-
 def _turned(x: Tensor, factor: Tensor, sine: Tensor) -> Tensor:
-    """The product x * factor, plus the other one of each pair times its sine; see ``_turns``."""
+    """The product x * factor, plus the other one of each pair times its sine.
+
+    Args:
+        x: (..., n, E).
+        factor: (..., 1, E) cosines, twice, and then ones.
+        sine: (..., 1, R / 2).
+    """
     half = sine.shape[-1]
     if torch.compiler.is_exporting():
         # a write in place is a dozen nodes of an ONNX graph
@@ -102,21 +70,19 @@ def _turned(x: Tensor, factor: Tensor, sine: Tensor) -> Tensor:
     return y
 
 
-def _turns(position: Tensor, size: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Of tokens at positions (...): (..., E) cosines, twice and then ones, and (..., R / 2) sines."""
+def turns(position: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (..., R / 2) of the angles of tokens at positions (...), for the first R = ``size`` entries."""
     eager = position.device.type == "cpu" and not torch.compiler.is_compiling()
     if eager and position.dim() > 1 and position.numel() > 0:
         first, last = (int(one) for one in position.aminmax())
         if last - first < position.numel() // 2:
             # rows share positions: a table of them is smaller
-            table = _turns(torch.arange(first, last + 1), size, width, dtype)
+            table = turns(torch.arange(first, last + 1), size, dtype)
             index = (position - first).flatten()
-            factor, sine = (one.index_select(0, index).unflatten(0, position.shape) for one in table)
-            return factor, sine
+            cosine, sine = (one.index_select(0, index).unflatten(0, position.shape) for one in table)
+            return cosine, sine
     index = torch.arange(0, size, 2, device=position.device, dtype=torch.float64)
     angle = torch.remainder(position[..., None] * LONGEST_WAVE ** (-index / size), 2 * math.pi)
     if dtype != torch.float64:
         angle = angle.float()
-    cosine = angle.cos()
-    rest = cosine.new_ones(()).expand(*cosine.shape[:-1], width - size)
-    return torch.cat([cosine, cosine, rest], dim=-1).to(dtype), angle.sin().to(dtype)
+    return angle.cos().to(dtype), angle.sin().to(dtype)

@@ -1,6 +1,6 @@
 """Array operations over time: scans, convolution and attention, each with resets, a state in and a state out.
 
-Beside them two operations on single tokens, ``geglu`` and ``rms_norm``, which took as long as the scans.
+Beside them ``geglu``, ``rms_norm`` and ``gated_projections`` work on single tokens, which took as long as the scans.
 
 The folder is the registry: every sub-folder is an op, every file in it that does not start with an underscore is an
 implementation, and the environment variable ``RLSEQ_KERNEL`` forces one (see ``_dispatch``). Layout is (B, L, ...)
@@ -14,6 +14,7 @@ from rlseq.kernels._dispatch import Status, plain_operations, status
 from rlseq.kernels._threads import rule_torch
 from rlseq.kernels.causal_conv import causal_conv
 from rlseq.kernels.chunk_attention import ChunkState, chunk_attention
+from rlseq.kernels.gated_projections import gated_projections
 from rlseq.kernels.geglu import geglu
 from rlseq.kernels.linear_scan import linear_scan
 from rlseq.kernels.local_attention import AttentionState, local_attention, local_attention_step
@@ -28,6 +29,7 @@ __all__ = [
     "Status",
     "causal_conv",
     "chunk_attention",
+    "gated_projections",
     "geglu",
     "linear_scan",
     "local_attention",
