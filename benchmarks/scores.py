@@ -1,9 +1,9 @@
-"""A Markdown table of the scores in run folders: mean over seeds, the worst seed, and what it took.
+"""Markdown tables of the scores in run folders: mean ± deviation over seeds (worst seed), and what it took.
 
 python benchmarks/scores.py RUN [RUN ...] [--plot FILE.png]
 
-Rows are grouped by dataset, agent, backbone, mode and target return; an option in which the runs of one name differ
-stands in the name, and each seed counts once. Besides ``result.json``, files that
+There is a table for each dataset, with a row for each agent and a column for each mode and target return; an option in
+which the runs of one name differ stands in the name, and each seed counts once. Besides ``result.json``, files that
 ``rlseq eval RUN --json > RUN/eval-NAME.json`` wrote are read. The last checkpoint counts, never the best. The picture
 has a panel for every dataset and target, a line for every agent, a dot for every seed and a bar at their mean.
 """
@@ -44,6 +44,9 @@ class Group(NamedTuple):
     agent: str
     mode: str
     target: float
+
+
+Groups = Mapping[Group, Sequence[dict[str, Any]]]
 
 
 class Run(NamedTuple):
@@ -113,7 +116,7 @@ def load(run: Path) -> Run:
     return Run(config, rows)
 
 
-def read(folders: Sequence[Path]) -> dict[Group, list[dict[str, Any]]]:
+def read(folders: Sequence[Path]) -> Groups:
     """The evaluations of all seeds by group; a folder without a result is named and left out.
 
     Raises:
@@ -141,27 +144,47 @@ def read(folders: Sequence[Path]) -> dict[Group, list[dict[str, Any]]]:
     return dict(sorted(groups.items()))
 
 
-def print_table(groups: Mapping[Group, Sequence[dict[str, Any]]]) -> None:
-    """Markdown."""
-    header = (
-        "dataset | agent | mode | target | score x100 | worst seed | return | seeds x episodes | updates | train s "
-        "| env-steps/s | us a call, rows | state bytes"
-    )
-    print(f"| {header} |\n|{'---|' * (header.count('|') + 1)}")
-    for group, rows in groups.items():
-        score = 100 * np.array([row["normalized_score"] for row in rows])
-        returns = np.array([row["return_mean"] for row in rows])
-        print(
-            f"| {group.dataset} | {group.agent} | {group.mode} | {group.target:.0f} "
-            f"| {score.mean():.1f} ± {score.std():.1f} | {score.min():.1f} | {returns.mean():.0f} "
-            f"| {len(rows)} x {rows[0]['episodes']} | {rows[0]['updates']} "
-            f"| {np.median([row['train_seconds'] for row in rows]):.0f} "
-            f"| {np.median([row['env_steps_per_s'] for row in rows]):,.0f} "
-            f"| {np.median([row['act_us'] for row in rows]):,.0f}, {rows[0]['num_envs']} | {rows[0]['state_bytes']:,} |"
-        )
+def print_tables(groups: Groups) -> None:
+    """Markdown: a table for each dataset, with a row for each agent and a column for each mode and target."""
+    for dataset in dict.fromkeys(group.dataset for group in groups):
+        own = {group: rows for group, rows in groups.items() if group.dataset == dataset}
+        asked = sorted({(group.mode, group.target) for group in own})
+        scores = [f"{mode}, {target:.0f}" for mode, target in asked]
+        header = ["agent", "seeds x episodes", *scores, "train s", "env-steps/s", "us a call", "state bytes"]
+        print(f"\n{dataset}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+        for agent in dict.fromkeys(group.agent for group in own):
+            print(f"| {agent} | {' | '.join(cells(own, agent, asked))} |")
 
 
-def plot(groups: Mapping[Group, Sequence[dict[str, Any]]], file: Path) -> None:
+def cells(groups: Groups, agent: str, asked: Sequence[tuple[str, float]]) -> list[str]:
+    """An agent's row. Speed is the median over seeds; what differs between modes is given for each."""
+    found = {(group.mode, group.target): rows for group, rows in groups.items() if group.agent == agent}
+    first = next(iter(found.values()))
+    modes = {mode: rows for (mode, _), rows in found.items()}
+    train, speed = (np.median([row[key] for row in first]) for key in ("train_seconds", "env_steps_per_s"))
+    calls = [f"{np.median([row['act_us'] for row in rows]):,.0f}" for rows in modes.values()]
+    sizes = dict.fromkeys(f"{rows[0]['state_bytes']:,}" for rows in modes.values())
+    return [
+        f"{len(first)} x {first[0]['episodes']}",
+        *(score(found.get(each, ())) for each in asked),
+        f"{train:.0f}",
+        f"{speed:,.0f}",
+        f"{', '.join(calls)} ({first[0]['num_envs']} rows)",
+        ", ".join(sizes),
+    ]
+
+
+def score(rows: Sequence[dict[str, Any]]) -> str:
+    """Mean x100, deviation over seeds and the worst seed; mean return where the dataset has no reference scores."""
+    if not rows:
+        return ""
+    normalized = 100 * np.array([row["normalized_score"] for row in rows])
+    if np.isnan(normalized).any():
+        return f"return {np.mean([row['return_mean'] for row in rows]):.0f}"
+    return f"{normalized.mean():.1f} ± {normalized.std():.1f} ({normalized.min():.1f})"
+
+
+def plot(groups: Groups, file: Path) -> None:
     """A panel for every dataset and target."""
     import matplotlib as mpl
 
@@ -191,7 +214,7 @@ def plot(groups: Mapping[Group, Sequence[dict[str, Any]]], file: Path) -> None:
 
 
 def main() -> None:
-    """Reads the folders, prints the table and draws it."""
+    """Reads the folders, prints the tables and draws them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders that `rlseq train` wrote")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw it (needs matplotlib)")
@@ -203,7 +226,7 @@ def main() -> None:
         parser.error(str(error))
     if not groups:
         parser.error("no finished run among the folders.")
-    print_table(groups)
+    print_tables(groups)
     if options.plot is not None:
         plot(groups, options.plot)
 

@@ -47,9 +47,27 @@ def test_runs_that_differ_in_an_option_have_a_row_each_named_by_it(
     folders = [folder(tmp_path / f"own{seed}", 0.2 + 0.1 * seed, seed=seed) for seed in (0, 1)]
     folders += [folder(tmp_path / f"paper{seed}", 0.1, seed=seed, **paper) for seed in (0, 1)]
     run(monkeypatch, *folders)
-    layer, rms = capsys.readouterr().out.splitlines()[2:]
-    assert "| aaren, joint, K=20, norm=layer, mlp=relu | recurrent | 4200 | 10.0 ± 0.0 |" in layer
-    assert "| aaren, joint, K=20, norm=rms, mlp=gated | recurrent | 4200 | 25.0 ± 5.0 |" in rms
+    header, _, layer, rms = capsys.readouterr().out.splitlines()[3:]
+    assert "| agent | seeds x episodes | recurrent, 4200 | train s |" in header
+    assert "| aaren, joint, K=20, norm=layer, mlp=relu | 2 x 10 | 10.0 ± 0.0 (10.0) | 9 | 5 | 300 (10 rows)" in layer
+    assert "| aaren, joint, K=20, norm=rms, mlp=gated | 2 x 10 | 25.0 ± 5.0 (20.0) | 9 | 5 | 300 (10 rows)" in rms
+
+
+def test_an_agent_has_a_row_with_a_column_for_each_mode_and_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder = folder(tmp_path / "run")
+    result = json.loads((run_folder / "result.json").read_text())
+    (row,) = result["evaluations"]
+    result["evaluations"] += [{**row, "target_return": 6000.0, "normalized_score": 0.5}]
+    result["evaluations"] += [{**row, "mode": "window", "normalized_score": 0.4, "act_us": 7000.0, "state_bytes": 80}]
+    (run_folder / "result.json").write_text(json.dumps(result))
+    run(monkeypatch, run_folder)
+    header, _, line = capsys.readouterr().out.splitlines()[3:]
+    assert "| recurrent, 4200 | recurrent, 6000 | window, 4200 | train s |" in header
+    assert (
+        "| 25.0 ± 0.0 (25.0) | 50.0 ± 0.0 (50.0) | 40.0 ± 0.0 (40.0) | 9 | 5 | 300, 7,000 (10 rows) | 904, 80 |" in line
+    )
 
 
 def test_seeds_datasets_and_evaluations_do_not_change_the_name(
@@ -57,7 +75,7 @@ def test_seeds_datasets_and_evaluations_do_not_change_the_name(
 ) -> None:
     changes = [{"seed": 1}, {"dataset": "minari:rlseq/hopper/medium-v0"}, {"seed": 2, "eval__episodes": 3}]
     run(monkeypatch, *[folder(tmp_path / str(index), **each) for index, each in enumerate(changes)])
-    rows = capsys.readouterr().out.splitlines()[2:]
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| aaren")]
     assert len(rows) == 2
     assert all("| aaren, joint, K=20 |" in row for row in rows)
 
@@ -88,7 +106,7 @@ def test_a_dataset_without_reference_scores_has_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(monkeypatch, folder(tmp_path / "run", None))
-    assert "| nan ± nan | nan | 2000 |" in capsys.readouterr().out
+    assert "| return 2000 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
