@@ -141,7 +141,9 @@ def from_config(name: str, config: Any) -> nn.Module:
         model = module.build(config)
     except RlseqError:
         raise
-    except Exception as error:  # a plug-in's own, or torch's where the weights do not fit into the memory
+    except Exception as error:
+        if "." not in name and not isinstance(error, RuntimeError):
+            raise  # of ours, torch alone may refuse: where the weights do not fit into the memory
         raise ConfigError(
             f"from_config: {name} of width {config.width} and depth {config.depth} must build, got {_told(error)}. "
             f"{'Mend the plug-in' if '.' in name else 'Make it smaller'}."
