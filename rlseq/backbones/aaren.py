@@ -4,7 +4,7 @@ Layers of x += aaren(norm(x)); x += W_2 relu(W_1 norm(x)), where the query of a 
 one learned vector a layer, so that softmax attention to all tokens so far is a recurrence (section 3):
 
     s_t = q k_t / sqrt(E),  q = W_q query + b_q,  k_t = W_k x_t + b_k,  v_t = W_v x_t + b_v
-    z_t = log(e^z_{t-1} + e^s_t)                               z_0 = -infinity
+    z_t = log(e^(z_{t-1}) + e^(s_t))                           z_0 = -infinity
     o_t = o_{t-1} + e^(s_t - z_t) (v_t - o_{t-1})              y_t = W_o concat_h o_t^h + b_o
 
 The paper's state is the triple (m, u, w) of the largest score and of numerator and denominator scaled by it; here
