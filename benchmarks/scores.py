@@ -1,4 +1,4 @@
-"""Markdown tables of the scores in run folders: mean ± deviation over seeds (worst seed), and what it took.
+"""Markdown tables of the scores in run folders: mean ± deviation over seeds (worst seed), seeds x episodes.
 
 python benchmarks/scores.py RUN [RUN ...] [--plot FILE.png]
 
@@ -46,7 +46,8 @@ class Group(NamedTuple):
     target: float
 
 
-Groups = Mapping[Group, Sequence[dict[str, Any]]]
+Rows = Sequence[dict[str, Any]]
+Groups = Mapping[Group, Rows]
 
 
 class Run(NamedTuple):
@@ -149,39 +150,41 @@ def print_tables(groups: Groups) -> None:
     for dataset in dict.fromkeys(group.dataset for group in groups):
         own = {group: rows for group, rows in groups.items() if group.dataset == dataset}
         asked = sorted({(group.mode, group.target) for group in own})
-        scores = [f"{mode}, {target:.0f}" for mode, target in asked]
-        header = ["agent", "seeds x episodes", *scores, "train s", "env-steps/s", "us a call", "state bytes"]
+        modes = sorted({mode for mode, _ in asked})
+        header = ["agent", *(f"{mode}, {target:g}" for mode, target in asked), "train s", "env-steps/s"]
+        header += [f"{what}, {mode}" for what in ("us a call (rows)", "state bytes") for mode in modes]
         print(f"\n{dataset}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
         for agent in dict.fromkeys(group.agent for group in own):
-            print(f"| {agent} | {' | '.join(cells(own, agent, asked))} |")
+            found = {(group.mode, group.target): rows for group, rows in own.items() if group.agent == agent}
+            print(f"| {agent} | {' | '.join(cells(found, asked, modes))} |")
 
 
-def cells(groups: Groups, agent: str, asked: Sequence[tuple[str, float]]) -> list[str]:
-    """An agent's row. Speed is the median over seeds; what differs between modes is given for each."""
-    found = {(group.mode, group.target): rows for group, rows in groups.items() if group.agent == agent}
+def cells(found: Mapping[tuple[str, float], Rows], asked: Sequence[tuple[str, float]], modes: list[str]) -> list[str]:
+    """An agent's row after its name: scores, then medians over seeds of what training and acting took."""
     first = next(iter(found.values()))
-    modes = {mode: rows for (mode, _), rows in found.items()}
-    train, speed = (np.median([row[key] for row in first]) for key in ("train_seconds", "env_steps_per_s"))
-    calls = [f"{np.median([row['act_us'] for row in rows]):,.0f}" for rows in modes.values()]
-    sizes = dict.fromkeys(f"{rows[0]['state_bytes']:,}" for rows in modes.values())
+    of_mode = {mode: rows for (mode, _), rows in found.items()}
+    calls = {
+        mode: f"{np.median([row['act_us'] for row in rows]):,.0f} ({rows[0]['num_envs']})"
+        for mode, rows in of_mode.items()
+    }
     return [
-        f"{len(first)} x {first[0]['episodes']}",
         *(score(found.get(each, ())) for each in asked),
-        f"{train:.0f}",
-        f"{speed:,.0f}",
-        f"{', '.join(calls)} ({first[0]['num_envs']} rows)",
-        ", ".join(sizes),
+        f"{np.median([row['train_seconds'] for row in first]):.0f}",
+        f"{np.median([row['env_steps_per_s'] for row in first]):,.0f}",
+        *(calls.get(mode, "") for mode in modes),
+        *(f"{of_mode[mode][0]['state_bytes']:,}" if mode in of_mode else "" for mode in modes),
     ]
 
 
-def score(rows: Sequence[dict[str, Any]]) -> str:
-    """Mean x100, deviation over seeds and the worst seed; mean return where the dataset has no reference scores."""
+def score(rows: Rows) -> str:
+    """Mean x100, deviation over seeds, worst seed, seeds x episodes; the return where there are no reference scores."""
     if not rows:
         return ""
     normalized = 100 * np.array([row["normalized_score"] for row in rows])
+    many = f"{len(rows)} x {rows[0]['episodes']}"
     if np.isnan(normalized).any():
-        return f"return {np.mean([row['return_mean'] for row in rows]):.0f}"
-    return f"{normalized.mean():.1f} ± {normalized.std():.1f} ({normalized.min():.1f})"
+        return f"return {np.mean([row['return_mean'] for row in rows]):.0f}, {many}"
+    return f"{normalized.mean():.1f} ± {normalized.std():.1f} ({normalized.min():.1f}), {many}"
 
 
 def plot(groups: Groups, file: Path) -> None:

@@ -48,9 +48,9 @@ def test_runs_that_differ_in_an_option_have_a_row_each_named_by_it(
     folders += [folder(tmp_path / f"paper{seed}", 0.1, seed=seed, **paper) for seed in (0, 1)]
     run(monkeypatch, *folders)
     header, _, layer, rms = capsys.readouterr().out.splitlines()[3:]
-    assert "| agent | seeds x episodes | recurrent, 4200 | train s |" in header
-    assert "| aaren, joint, K=20, norm=layer, mlp=relu | 2 x 10 | 10.0 ± 0.0 (10.0) | 9 | 5 | 300 (10 rows)" in layer
-    assert "| aaren, joint, K=20, norm=rms, mlp=gated | 2 x 10 | 25.0 ± 5.0 (20.0) | 9 | 5 | 300 (10 rows)" in rms
+    assert "| agent | recurrent, 4200 | train s |" in header
+    assert "| aaren, joint, K=20, norm=layer, mlp=relu | 10.0 ± 0.0 (10.0), 2 x 10 | 9 | 5 | 300 (10)" in layer
+    assert "| aaren, joint, K=20, norm=rms, mlp=gated | 25.0 ± 5.0 (20.0), 2 x 10 | 9 | 5 | 300 (10)" in rms
 
 
 def test_an_agent_has_a_row_with_a_column_for_each_mode_and_target(
@@ -61,13 +61,14 @@ def test_an_agent_has_a_row_with_a_column_for_each_mode_and_target(
     (row,) = result["evaluations"]
     result["evaluations"] += [{**row, "target_return": 6000.0, "normalized_score": 0.5}]
     result["evaluations"] += [{**row, "mode": "window", "normalized_score": 0.4, "act_us": 7000.0, "state_bytes": 80}]
+    result["evaluations"][-1] |= {"num_envs": 1, "episodes": 99}
     (run_folder / "result.json").write_text(json.dumps(result))
     run(monkeypatch, run_folder)
     header, _, line = capsys.readouterr().out.splitlines()[3:]
     assert "| recurrent, 4200 | recurrent, 6000 | window, 4200 | train s |" in header
-    assert (
-        "| 25.0 ± 0.0 (25.0) | 50.0 ± 0.0 (50.0) | 40.0 ± 0.0 (40.0) | 9 | 5 | 300, 7,000 (10 rows) | 904, 80 |" in line
-    )
+    assert header.endswith("us a call (rows), window | state bytes, recurrent | state bytes, window |")
+    scores = "| 25.0 ± 0.0 (25.0), 1 x 10 | 50.0 ± 0.0 (50.0), 1 x 10 | 40.0 ± 0.0 (40.0), 1 x 99 |"
+    assert f"{scores} 9 | 5 | 300 (10) | 7,000 (1) | 904 | 80 |" in line
 
 
 def test_seeds_datasets_and_evaluations_do_not_change_the_name(
@@ -106,7 +107,7 @@ def test_a_dataset_without_reference_scores_has_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(monkeypatch, folder(tmp_path / "run", None))
-    assert "| return 2000 |" in capsys.readouterr().out
+    assert "| return 2000, 1 x 10 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ import dataclasses
 import importlib
 import importlib.util
 import pkgutil
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -58,23 +61,20 @@ def load(name: str) -> ModuleType:
         if name not in available():
             raise UnknownNameError("backbone", name, available())
         return importlib.import_module(f"{__name__}.{name}")
-    if not _can_be_found(name):
-        raise ConfigError(
-            f"load: a backbone plug-in must be an importable module, got {name!r}. Is its folder on PYTHONPATH?"
-        )
-    try:
+    with _plug_in(name, "import"):
+        if not _can_be_found(name):
+            raise ConfigError(
+                f"load: a backbone plug-in must be an importable module, got {name!r}. Is its folder on PYTHONPATH?"
+            )
         module = importlib.import_module(name)
-    except Exception as error:  # other people's code
-        raise ConfigError(
-            f"load: a backbone plug-in must import, got {name!r} with {_told(error)}. Mend the plug-in."
-        ) from error
     missing = [part for part in ("Config", "build") if not callable(getattr(module, part, None))]
     if missing:
         raise ConfigError(
             f"load: a backbone plug-in must define Config and build, got {name!r} without {' and '.join(missing)}. "
             "rlseq/backbones/hawk.py is an example."
         )
-    options = dataclasses.fields(module.Config) if dataclasses.is_dataclass(module.Config) else ()
+    frozen = dataclasses.is_dataclass(module.Config) and vars(module.Config)["__dataclass_params__"].frozen
+    options = dataclasses.fields(module.Config) if frozen else ()
     if not {"width", "depth"} <= {option.name for option in options}:
         raise ConfigError(
             "load: Config of a backbone plug-in must be a frozen dataclass with width and depth, "
@@ -110,7 +110,8 @@ def configure(name: str, **options: Any) -> Any:
             f"configure: every option of {name} must have a default or a value, got no {', '.join(needed)}. "
             "Give it a default in Config."
         )
-    return config(**options)
+    with _plug_in(name, "take its options"):
+        return config(**options)
 
 
 def build(name: str, *, width: int, depth: int, **options: Any) -> nn.Module:
@@ -138,15 +139,14 @@ def from_config(name: str, config: Any) -> nn.Module:
     """
     module = load(name)
     try:
-        model = module.build(config)
-    except RlseqError:
-        raise
-    except Exception as error:
-        if "." not in name and not isinstance(error, RuntimeError):
-            raise  # of ours, torch alone may refuse: where the weights do not fit into the memory
+        with _plug_in(name, "build"):
+            model = module.build(config)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if not re.search("memory|overflow", str(error), re.IGNORECASE):
+            raise
         raise ConfigError(
-            f"from_config: {name} of width {config.width} and depth {config.depth} must build, got {_told(error)}. "
-            f"{'Mend the plug-in' if '.' in name else 'Make it smaller'}."
+            f"from_config: the weights of {name} must fit into the memory, got width {config.width} and depth "
+            f"{config.depth}. Make it smaller."
         ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(
@@ -156,9 +156,18 @@ def from_config(name: str, config: Any) -> nn.Module:
     return model
 
 
-def _told(error: Exception) -> str:
-    """An exception of other code in one line."""
-    return f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+@contextmanager
+def _plug_in(name: str, what: str) -> Iterator[None]:
+    """Other people's exceptions in one line; of our own modules they pass as they are."""
+    try:
+        yield
+    except RlseqError:
+        raise
+    except Exception as error:
+        if "." not in name or name.startswith(f"{__name__}."):
+            raise
+        told = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+        raise ConfigError(f"backbone plug-in {name}: it must {what}, got {told}. Mend the plug-in.") from error
 
 
 def is_recurrent(config: Any) -> bool:
@@ -171,7 +180,8 @@ def for_tokens(config: Any, tokens: int) -> Any:
 
     A plug-in's Config takes part by a method of that name.
     """
-    return config.for_tokens(tokens) if hasattr(config, "for_tokens") else config
+    with _plug_in(type(config).__module__, "take a number of tokens"):
+        return config.for_tokens(tokens) if hasattr(config, "for_tokens") else config
 
 
 def _can_be_found(name: str) -> bool:

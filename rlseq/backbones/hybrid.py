@@ -20,6 +20,7 @@ Differs from the papers:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, cast, get_args
@@ -39,7 +40,7 @@ Kind = Literal["rec", "attn", "local", "aaren", "gau", "flash"]
 
 @dataclass(frozen=True)
 class Config(LayersConfig):
-    """Options of a stack of mixers. A kind's options may be given as a dictionary; it must be in the pattern."""
+    """Options of a stack of mixers. A kind's options may be given as a dictionary; the kind must be a layer."""
 
     depth: int | None = None
     """Number of layers; the pattern repeats. None: one time through the pattern."""
@@ -77,20 +78,12 @@ class Config(LayersConfig):
             if option.name in get_args(Kind):
                 default = cast(Callable[[], MixerConfig], option.default_factory)()
                 object.__setattr__(self, option.name, _options(option.name, getattr(self, option.name), default))
-                if option.name in self.unused and getattr(self, option.name) != default:
-                    raise ConfigError(
-                        f"hybrid: {option.name} must be in the pattern for its options to count, got "
-                        f"{' '.join(self.pattern)}. Add it, or leave its options out."
-                    )
-        if self.mlp != "gated" and not any(layer.has_mlp for layer in self.layers):
-            raise ConfigError(
-                f"hybrid: mlp must be left out where no layer has one, got {self.mlp} and {' '.join(self.pattern)}."
-            )
 
     @property
-    def unused(self) -> tuple[str, ...]:
-        """The kinds that no layer is of."""
-        return tuple(kind for kind in get_args(Kind) if kind not in self.pattern)
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kind of every layer, first to last."""
+        depth = len(self.pattern) if self.depth is None else self.depth
+        return tuple(itertools.islice(itertools.cycle(self.pattern), depth))
 
     @property
     def recurrent(self) -> bool:
@@ -99,14 +92,33 @@ class Config(LayersConfig):
 
     @property
     def layers(self) -> list[MixerConfig]:
-        """The options of every layer of the pattern."""
-        return [getattr(self, kind) for kind in self.pattern]
+        """The options of every layer, first to last."""
+        return [getattr(self, kind) for kind in self.kinds]
 
     def for_tokens(self, tokens: int) -> Self:
-        """With windows of ``tokens`` where layers have none yet."""
-        options = {kind: getattr(self, kind) for kind in set(self.pattern)}
+        """With windows of ``tokens`` where layers have none yet.
+
+        Raises:
+            ConfigError: options that no layer has. Only here, where a training begins: a run from before the check
+                can be loaded.
+        """
+        self._check_used()
+        options = {kind: getattr(self, kind) for kind in set(self.kinds)}
         rings: dict[str, Any] = {k: v.for_tokens(tokens) for k, v in options.items() if isinstance(v, WindowConfig)}
         return replace(self, **rings)
+
+    def _check_used(self) -> None:
+        layers = " ".join(self.kinds)
+        for option in fields(self):
+            if option.name in get_args(Kind) and option.name not in self.kinds:
+                default = cast(Callable[[], MixerConfig], option.default_factory)()
+                if getattr(self, option.name) != default:
+                    raise ConfigError(
+                        f"hybrid: {option.name} must be a layer for its options to count, got the layers {layers}. "
+                        "Add it to the pattern, or leave its options out."
+                    )
+        if self.mlp != "gated" and not any(layer.has_mlp for layer in self.layers):
+            raise ConfigError(f"hybrid: mlp must be gated where no layer has an MLP, got {layers}. Leave it out.")
 
 
 def _options(kind: str, given: object, default: MixerConfig) -> MixerConfig:

@@ -67,8 +67,9 @@ def subject(name: str, *, cases: int = 12, steps: int = 10_000, compiler: str = 
     Raises:
         UnknownNameError, ConfigError: as ``rlseq.backbones.build``; or build gives no module.
     """
-    config = backbones.configure(name, **_small(backbones.configure(name, **options)) | options)
-    config = backbones.for_tokens(config, SMALL["window"])
+    config = backbones.for_tokens(backbones.configure(name, **options), SMALL["window"])
+    small = {option: value for option, value in _small(config).items() if option not in options}
+    config = dataclasses.replace(config, **small)
     backbones.from_config(name, config)  # what cannot be built is an error here, not a broken law
     return Subject(lambda: backbones.from_config(name, config), config.width, config, cases, steps, compiler)
 
@@ -76,12 +77,11 @@ def subject(name: str, *, cases: int = 12, steps: int = 10_000, compiler: str = 
 def _small(config: Any) -> dict[str, Any]:
     """The options of SMALL that a Config has, also in records inside it; what None stands for stays open."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    unused = getattr(config, "unused", ())
     options: dict[str, Any] = {
         name: SMALL[name] for name, value in values.items() if name in SMALL and value is not None
     }
     for name, value in values.items():
-        if dataclasses.is_dataclass(value) and not isinstance(value, type) and name not in unused:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             options[name] = dataclasses.replace(value, **_small(value))
     return options
 

@@ -124,13 +124,6 @@ def test_part_of_a_kinds_options_leaves_the_others_at_their_defaults() -> None:
         ({"gau": {"heads": 2}}, UnknownNameError, "unknown option of hybrid.gau 'heads'"),
         ({"attn": {"rope": 2.0}}, ConfigError, r"hybrid.attn: rope must be in \[0, 1\], got 2.0"),
         ({"local": 5}, ConfigError, "local must be a dictionary or LocalAttentionConfig, got 5"),
-        (
-            {"flash": {"chunk": 5}},
-            ConfigError,
-            "flash must be in the pattern for its options to count, got rec",
-        ),
-        ({"pattern": ["rec"], "local": {"window": 3}}, ConfigError, "hybrid: local must be in the pattern"),
-        ({"pattern": ["flash"], "mlp": "relu"}, ConfigError, "mlp must be left out where no layer has one, got relu"),
         ({"rec": AttentionConfig()}, ConfigError, "rec must be a dictionary or RecurrentConfig, got AttentionConfig"),
         ({"norm": "batch"}, ConfigError, "norm must be one of rms, layer, scale, got 'batch'"),
         ({"mlp": "none"}, ConfigError, "mlp must be one of gated, relu, got 'none'"),
@@ -144,6 +137,37 @@ def test_wrong_option_is_one_clear_error(options: dict[str, Any], error: type[Ex
     with pytest.raises(error, match=message) as caught:
         backbones.build("hybrid", width=16, depth=3, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flash": {"chunk": 5}}, "flash must be a layer for its options to count, got the layers rec aaren local"),
+        ({"pattern": ["rec"], "local": {"window": 3}}, "local must be a layer for its options to count"),
+        ({"pattern": ["rec", "local"], "depth": 1, "local": {"window": 3}}, "local must be a layer"),
+        ({"pattern": ["flash"], "mlp": "relu"}, "mlp must be gated where no layer has an MLP, got flash"),
+        ({"pattern": ["flash", "rec"], "depth": 1, "mlp": "relu"}, "mlp must be gated where no layer has an MLP"),
+    ],
+    ids=str,
+)
+def test_options_that_no_layer_has_are_refused_where_a_training_begins(options: dict[str, Any], message: str) -> None:
+    given = backbones.configure("hybrid", width=16, **options)
+    with pytest.raises(ConfigError, match=f"hybrid: {message}"):
+        backbones.for_tokens(given, 5)
+    assert hybrid.build(given)  # a run from before the check
+
+
+def test_layers_that_are_not_built_count_for_nothing() -> None:
+    given = backbones.configure("hybrid", pattern=["attn", "rec"], depth=1)
+    assert not backbones.is_recurrent(given)
+    assert given.kinds == ("attn",)
+    assert backbones.configure("hybrid", pattern=["attn", "rec"], depth=5).kinds == (
+        "attn",
+        "rec",
+        "attn",
+        "rec",
+        "attn",
+    )
 
 
 @pytest.mark.parametrize(

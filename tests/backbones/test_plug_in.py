@@ -148,12 +148,18 @@ FORM = "must be a frozen dataclass with width and depth, got another in 'NAME'"
             "every option of NAME must have a default or a value, got no must",
         ),
         ("return Leaky(config)", "pass", "build of NAME must return an nn.Module, got NoneType"),
-        ("return Leaky(config)", "return Leaky(3)", "must build, got AttributeError: 'int' object has no attribute"),
+        ("return Leaky(config)", "return Leaky(3)", "it must build, got AttributeError: 'int' object has no attribute"),
         ("@dataclass(frozen=True)", "", FORM),
         ("depth: int = 1", "", FORM),
-        ("import torch", "import no_such_library", "must import, got 'NAME' with ModuleNotFoundError: No module named"),
-        ("import torch", "1 / 0", "must import, got 'NAME' with ZeroDivisionError: division by zero"),
-        ("import torch", "import (", "must import, got 'NAME' with SyntaxError: "),
+        ("frozen=True", "", FORM),
+        ("depth: int = 1", "depth: int = 1\n    for_tokens = None", "it must take a number of tokens, got TypeError: "),
+        (
+            "import torch",
+            "import no_such_library",
+            "plug-in NAME: it must import, got ModuleNotFoundError: No",
+        ),
+        ("import torch", "1 / 0", "plug-in NAME: it must import, got ZeroDivisionError: division by zero. Mend"),
+        ("import torch", "import (", "plug-in NAME: it must import, got SyntaxError: "),
         ("def build", "def make", "must define Config and build, got 'NAME' without build"),
     ],
 )
@@ -175,6 +181,23 @@ def test_plug_in_that_cannot_be_used_is_one_line_and_exit_code_2(
     told = one_line(capsys, ["train", "--dataset", "toy", "--backbone", name, "--out", str(out), *QUICK[4:]])
     assert message in told
     assert not out.exists()
+
+
+@pytest.mark.parametrize("line", ["1 / 0", "import no_such_library", "raise ValueError('two\\nlines')"])
+def test_package_of_a_plug_in_that_does_not_import_is_one_line(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = plug_in(tmp_path, monkeypatch, LEAKY)
+    (tmp_path / name.partition(".")[0] / "__init__.py").write_text(f"{line}\n")
+    with pytest.raises(ConfigError, match=rf"^backbone plug-in {name}: it must import, got \w+: .*Mend the plug-in\.$"):
+        backbones.load(name)
+
+
+def test_options_that_a_plug_in_refuses_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = "    def __post_init__(self):\n        assert self.leak < 1, 'leak too\\nlarge'\n"
+    name = plug_in(tmp_path, monkeypatch, LEAKY.replace("leak: float = 0.5\n", f"leak: float = 0.5\n\n{check}"))
+    with pytest.raises(ConfigError, match=r"it must take its options, got AssertionError: leak too\. Mend"):
+        backbones.configure(name, leak=2.0)
 
 
 def test_plug_in_must_be_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -33,10 +33,10 @@ def gated_projections(x: Tensor, gamma: Tensor, beta: Tensor, cosine: Tensor, si
         ShapeError: the arguments do not fit each other; the message shows all shapes.
         KernelError: RLSEQ_KERNEL allows no implementation that can take these tensors.
     """
-    parts = x.shape[-1] - gamma.shape[-1]
+    ranks = x.dim() in (2, 3) and gamma.dim() == 2 and cosine.dim() == x.dim()
+    parts = x.shape[-1] - gamma.shape[-1] if ranks else 0
     if (
-        x.dim() not in (2, 3)
-        or gamma.dim() != 2
+        not ranks
         or gamma.shape != beta.shape
         or gamma.shape[0] not in VIEWS
         or gamma.shape[1] == 0

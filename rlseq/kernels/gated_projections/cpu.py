@@ -14,6 +14,8 @@ from rlseq.kernels._node import differentiable_node
 from rlseq.kernels._numba import flat, fma, jit, sigmoid
 from rlseq.kernels._threads import over_rows
 
+_CLOSED = -87.0
+"""Below this, silu is 0 and ``sigmoid`` stops at e^-87, which a large entry would lift."""
 _TOKENS = 64
 """Tokens whose gradients of gamma and beta are added up in float32 before float64 takes them."""
 
@@ -33,16 +35,19 @@ def gated_projections(x: Tensor, gamma: Tensor, beta: Tensor, cosine: Tensor, si
 # slices of a token would cost as much as the arithmetic on them
 @jit
 def _silu(x, at, y, to, count):
+    closed, zero = x.dtype.type(_CLOSED), x.dtype.type(0.0)
     for i in range(count):
-        y[to + i] = x[at + i] * sigmoid(x[at + i])
+        # a select that keeps NaN
+        y[to + i] = zero if x[at + i] < closed else x[at + i] * sigmoid(x[at + i])
 
 
 @jit
 def _silu_backward(dy, at, x, dx, to, count):
-    one = x.dtype.type(1.0)
+    closed, zero, one = x.dtype.type(_CLOSED), x.dtype.type(0.0), x.dtype.type(1.0)
     for i in range(count):
         share = sigmoid(x[to + i])
-        dx[to + i] = dy[at + i] * share * fma(x[to + i], one - share, one)
+        slope = share * fma(x[to + i], one - share, one)
+        dx[to + i] = dy[at + i] * (zero if x[to + i] < closed else slope)
 
 
 @jit
