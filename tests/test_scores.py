@@ -123,3 +123,15 @@ def test_a_picture_that_cannot_be_written_is_found_before_the_work(
 def test_the_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, folder(tmp_path / "run"), "--plot", tmp_path / "scores.PNG")
     assert (tmp_path / "scores.PNG").stat().st_size > 1000
+
+
+def test_the_tables_of_the_docs_are_those_of_the_runs_beside_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    runs = sorted((docs / "results" / "matrix").iterdir())
+    run(monkeypatch, *runs)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    text = (docs / "results.md").read_text()
+    assert [line for line in lines if f"\n{line}\n" not in text] == []
+    assert f"So far: {len(runs)} of 156 runs" in text or len(runs) == 156
