@@ -73,8 +73,8 @@ def load(name: str) -> ModuleType:
             f"load: a backbone plug-in must define Config and build, got {name!r} without {' and '.join(missing)}. "
             "rlseq/backbones/hawk.py is an example."
         )
-    frozen = dataclasses.is_dataclass(module.Config) and vars(module.Config)["__dataclass_params__"].frozen
-    options = dataclasses.fields(module.Config) if frozen else ()
+    params = getattr(module.Config, "__dataclass_params__", None)
+    options = dataclasses.fields(module.Config) if params is not None and params.frozen else ()
     if not {"width", "depth"} <= {option.name for option in options}:
         raise ConfigError(
             "load: Config of a backbone plug-in must be a frozen dataclass with width and depth, "

@@ -200,6 +200,12 @@ def test_options_that_a_plug_in_refuses_are_one_line(tmp_path: Path, monkeypatch
         backbones.configure(name, leak=2.0)
 
 
+def test_options_may_be_those_of_another_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "from rlseq.backbones import hawk\n\nbuild = hawk.build\n\n\nclass Config(hawk.Config):\n    pass\n"
+    name = plug_in(tmp_path, monkeypatch, text)
+    assert backbones.build(name, width=16, depth=1, heads=2).width == 16
+
+
 def test_plug_in_must_be_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"must be an importable module, got 'plugs.none'\. Is its folder on PYTHON"):
