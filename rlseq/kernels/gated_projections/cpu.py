@@ -1,4 +1,4 @@
-"""``gated_projections`` in Numba: one pass each way, where torch makes fifteen forward and as many backward."""
+"""``gated_projections`` in Numba: one pass each way, where torch makes nine forward."""
 
 from __future__ import annotations
 
