@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -184,6 +186,26 @@ def test_attention_token_by_token_equals_blocks(
     assert worst(with_gradients(_both("blocked", 8), args), blocks) < EXACT
 
 
+@pytest.mark.parametrize("resets", [0.01, 0.2, 1.0])
+@pytest.mark.parametrize("past", [None, 3, 8, 15])
+def test_tokens_moved_to_whole_chunks_equal_masks(
+    resets: float, past: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *tokens, reset = _inputs(67, batch=3, resets=resets)
+    reset[0, 0] = True
+    args = [*tokens, _bias(8), *(() if past is None else _state(8, past, batch=3)), reset]
+    found = []
+    for most, calls in ((-1.0, 0), (math.inf, 1)):
+        blocks = importlib.import_module("rlseq.kernels.chunk_attention._blocks")
+        moved = Mock(side_effect=blocks._moved)
+        with monkeypatch.context() as patch:
+            patch.setattr(blocks, "_MOST_EMPTY", most)
+            patch.setattr(blocks, "_moved", moved)
+            found.append(with_gradients(_both("blocked", 8), args))
+        assert moved.call_count == calls
+    assert worst(found[1], found[0]) < EXACT
+
+
 @pytest.mark.parametrize("length", [1, 9])
 def test_rows_that_complete_no_chunk_keep_their_mean_and_no_state_costs_no_matrix(length: int) -> None:
     *tokens, _ = _inputs(length)
@@ -272,9 +294,9 @@ def test_4096_tokens_in_float32_stay_within_1e_5_of_float64() -> None:
 
 
 def test_an_empty_batch_gives_empty_outputs() -> None:
-    *tokens, _ = _inputs(9, batch=0, resets=None)
-    for length in (1, 9):
-        o, state = chunk_attention(*[one[:, :length] for one in tokens], 4)
+    *tokens, reset = _inputs(40, batch=0)
+    for length in (1, 9, 40):
+        o, state = chunk_attention(*[one[:, :length] for one in tokens], 4, reset=reset[:, :length])
         assert o.shape == (0, length, 5)
         assert state.mean.shape == (0, 4, 5)
 

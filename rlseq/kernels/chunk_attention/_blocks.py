@@ -1,19 +1,26 @@
 """Many tokens of ``chunk_attention`` in blocks of C.
 
-Blocks lie fixed in time while a chunk begins anywhere, so the chunk that a token is in began in the token's block or in
-the one before. Each block therefore attends to these two under masks, and to everything older through one sum.
+Where every chunk is a block, a block attends to itself, and to everything older through one sum. Where chunks begin
+anywhere, tokens are moved apart until that holds, at the price of empty places before each episode. Where that
+takes too many of them, or a size would depend on values that a graph does not know, blocks lie fixed in time: the chunk
+that a token is in began in its block or in the one before, and each block attends to these two under masks.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from rlseq.kernels._attention import distance_bias, squared_relu
+from rlseq.kernels._attention import can_look, distance_bias, squared_relu
+from rlseq.kernels.chunk_attention._earlier import Earlier
 from rlseq.kernels.linear_scan import linear_scan
+
+_MOST_EMPTY = 0.4
+"""Empty places to a token above which masks are cheaper."""
 
 
 class Tokens(NamedTuple):
@@ -50,7 +57,12 @@ def over_blocks(
         padded = functional.pad(one, (0, 0, 0, padding)) if padding else one
         return padded.unflatten(1, (-1, chunk))
 
-    blocks = Tokens(*map(in_blocks, tokens._replace(q_quad=tokens.q_quad / chunk)))
+    tokens = tokens._replace(q_quad=tokens.q_quad / chunk)
+    if starts is not None and can_look(tokens.v) and tokens.v.shape[0]:
+        layout = _layout(*starts, tokens.v.shape[1] - length, chunk)
+        if layout.places <= (1 + _MOST_EMPTY) * tokens.v.shape[1]:
+            return _moved(tokens, bias, older, chunk, layout)
+    blocks = Tokens(*map(in_blocks, tokens))
     if starts is None:
         o, total = _aligned(blocks, bias, older)
     else:
@@ -127,17 +139,98 @@ def _all_but_first(blocks: Tensor, count: int) -> Tensor:
     return blocks.split([count, blocks.shape[1] - count], dim=1)[1] if count else blocks
 
 
-def _aligned(tokens: Tokens, bias: Tensor | None, older: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Every row begins a chunk at its first token."""
+class _Layout(NamedTuple):
+    """Where tokens go so that a chunk is a block."""
+
+    place: Tensor
+    """(B, M) place of each key in its row; the last L are those of the queries."""
+    places: int
+    """Of a row, a multiple of C."""
+    reset: Tensor
+    """(B, places / C) bool, blocks at which an episode begins."""
+
+
+def _layout(episode: Tensor, begin: Tensor, carried: int, chunk: int) -> _Layout:
+    """Of the queries whose ``starts`` are given, and of as many carried keys before them as a chunk has, or none."""
+    batch, length = episode.shape
+    time = torch.arange(carried, carried + length)
+    fresh, position = episode == time, time - begin
+    # an episode leaves the rest of the block empty in which the one before it ends
+    gap = torch.where(fresh[:, 1:], torch.remainder(-1 - position[:, :-1], chunk), 0).cumsum(1)
+    place = time + position[:, :1] + functional.pad(gap, (1, 0))
+    blocks = int(place[:, -1].max()) // chunk + 1
+    reset = torch.zeros(batch, blocks, dtype=torch.bool)
+    row, column = fresh.nonzero(as_tuple=True)
+    reset[row, place[row, column] // chunk] = True
+    # the keys of an unfinished chunk are the newest that are carried, those before them are zeros
+    before = torch.arange(carried) + position[:, :1]
+    return _Layout(torch.cat([before, place], dim=1), blocks * chunk, reset)
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens (n, ...) at index (n,) of count places, zeros elsewhere: no two of them at one place."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, index: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(index)
+        return tokens.new_zeros(count, *tokens.shape[1:]).index_copy_(0, index, tokens)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (index,) = ctx.saved_tensors
+        return gradient.index_select(0, index), None, None
+
+
+class _Collect(torch.autograd.Function):
+    """The inverse of ``_Spread``; index_select would add up its gradient, which no two tokens share."""
+
+    @staticmethod
+    def forward(ctx: Any, places: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.count = places.shape[0]
+        return places.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.count, *gradient.shape[1:]).index_copy_(0, index, gradient), None
+
+
+def _moved(
+    tokens: Tokens, bias: Tensor | None, older: Tensor | None, chunk: int, layout: _Layout
+) -> tuple[Tensor, Tensor]:
+    """``over_blocks`` by way of ``_aligned``."""
+    batch, length = tokens.q_lin.shape[:2]
+    index = layout.place + torch.arange(batch)[:, None] * layout.places
+    flat = {length: index[:, -length:].flatten(), tokens.v.shape[1]: index.flatten()}
+
+    def in_blocks(one: Tensor) -> Tensor:
+        spread: Tensor = _Spread.apply(one.flatten(0, 1), flat[one.shape[1]], batch * layout.places)
+        return spread.view(batch, -1, chunk, one.shape[2])
+
+    o, total = _aligned(Tokens(*map(in_blocks, tokens)), bias, older, layout.reset)
+    collected: Tensor = _Collect.apply(o.flatten(0, 2), flat[length])
+    return collected.unflatten(0, (batch, length)), total
+
+
+def _aligned(
+    tokens: Tokens, bias: Tensor | None, older: Tensor | None, reset: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Every chunk is a block; (B, N) reset marks those that begin an episode."""
     blocks, block = tokens.v.shape[1:3]
     seen = torch.ones(block, block, dtype=torch.bool, device=tokens.v.device).tril()
-    sums, total = _sums(tokens, None, older, None)
-    q_first, q_rest = tokens.q_lin.split([1, blocks - 1], dim=1)
-    if older is None:
-        first = torch.zeros_like(tokens.v[:, :1])
+    if can_look(tokens.v):
+        past, total = Earlier.apply(tokens.q_lin, tokens.k_lin, tokens.v, older, reset)
     else:
-        first = q_first @ older.to(tokens.v.dtype)[:, None]
-    past = torch.cat([first, q_rest @ _all_but(sums, 1)], dim=1)
+        sums, total = _sums(tokens, None, older, reset)
+        q_first, q_rest = tokens.q_lin.split([1, blocks - 1], dim=1)
+        if older is None:
+            first = torch.zeros_like(tokens.v[:, :1])
+        else:
+            first = q_first @ older.to(tokens.v.dtype)[:, None]
+        past = torch.cat([first, q_rest @ _all_but(sums, 1)], dim=1)
     return _attend(tokens, tokens, bias, 0, seen, None, past), total
 
 
