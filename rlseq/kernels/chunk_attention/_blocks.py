@@ -16,7 +16,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from rlseq.kernels._attention import can_look, distance_bias, squared_relu
-from rlseq.kernels.chunk_attention._earlier import Earlier
 from rlseq.kernels.linear_scan import linear_scan
 
 _MOST_EMPTY = 0.4
@@ -221,16 +220,13 @@ def _aligned(
     """Every chunk is a block; (B, N) reset marks those that begin an episode."""
     blocks, block = tokens.v.shape[1:3]
     seen = torch.ones(block, block, dtype=torch.bool, device=tokens.v.device).tril()
-    if can_look(tokens.v):
-        past, total = Earlier.apply(tokens.q_lin, tokens.k_lin, tokens.v, older, reset)
+    sums, total = _sums(tokens, None, older, reset)
+    q_first, q_rest = tokens.q_lin.split([1, blocks - 1], dim=1)
+    if older is None:
+        first = torch.zeros_like(tokens.v[:, :1])
     else:
-        sums, total = _sums(tokens, None, older, reset)
-        q_first, q_rest = tokens.q_lin.split([1, blocks - 1], dim=1)
-        if older is None:
-            first = torch.zeros_like(tokens.v[:, :1])
-        else:
-            first = q_first @ older.to(tokens.v.dtype)[:, None]
-        past = torch.cat([first, q_rest @ _all_but(sums, 1)], dim=1)
+        first = q_first @ older.to(tokens.v.dtype)[:, None]
+    past = torch.cat([first, q_rest @ _all_but(sums, 1)], dim=1)
     return _attend(tokens, tokens, bias, 0, seen, None, past), total
 
 
