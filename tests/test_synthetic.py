@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlseq import backbones
 from rlseq.errors import ConfigError
 from tests.scripts import load, refusal
 
@@ -237,3 +238,13 @@ def test_a_backbone_learns(task: str, backbone: str) -> None:
     model = tasks.build(backbone, setting.task, setting.width, setting.layers)
     tasks.train(model, setting.task, setting.recipe, 0)
     assert tasks.accuracy(model, setting.task, 512, tasks.stream(1, held_out=True)) > 0.95
+
+
+def test_the_tables_of_the_docs_are_those_of_the_runs_beside_them(capsys: pytest.CaptureFixture[str]) -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    files = sorted((docs / "results" / "synthetic").glob("*.json"))
+    results = [json.loads(file.read_text()) for file in files]
+    assert len(results) >= len(backbones.available())
+    synthetic.print_tables(results)
+    text = (docs / "synthetic.md").read_text()
+    assert [line for line in capsys.readouterr().out.splitlines() if line and f"\n{line}\n" not in text] == []
