@@ -2,10 +2,11 @@
 
 python benchmarks/carried.py RUN [RUN ...] [--rows 24] [--plot FILE.png]
 
-A row of the table is the loss (mean squared error of scaled actions, or cross-entropy) over episodes of the run's own
-dataset, read from their first step on, averaged over the timesteps in a column. Carried, the state comes all the way
-from the episode's first step, as in recurrent mode; dropped, it begins anew every K steps, the window of the training.
-Where the first rises above the second beyond the K-th step, what the state holds there was never trained.
+A row of the table is the loss (mean squared error of scaled actions, or cross-entropy) over whole episodes of the run's
+dataset, training and held-out ones alike, averaged over the timesteps in a column. Carried, the state comes all the way
+from the episode's first step, as in recurrent mode; dropped, the same steps are read in rows of K, each from an empty
+state, as a training on windows of K does. Where the first is above the second beyond the K-th step, what the state
+holds there was never trained; a training on a stream with the state carried has never seen it dropped.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import NamedTuple
 import torch
 from outputs import check_picture
 from scores import names_of
+from torch import Tensor
 
 from rlseq import data, run
 from rlseq.agents import Agent
@@ -32,7 +34,7 @@ from rlseq.types import Batch
 EDGES = (0, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000)
 
 
-class Loss(NamedTuple):
+class Losses(NamedTuple):
     """An agent's loss by timestep; nan where there is no step."""
 
     carried: list[float]
@@ -50,22 +52,32 @@ def batch_of(store: TrajectoryStore, rows: int) -> Batch:
     return next(make_sampler(store, config, seed=0))
 
 
+def in_rows_of(batch: Batch, window: int) -> Batch:
+    """The same steps in rows of K, the last one of each row padded."""
+    padding = -batch.mask.shape[1] % window
+
+    def cut(value: Tensor) -> Tensor:
+        padded = torch.cat([value, value.new_zeros(len(value), padding, *value.shape[2:])], dim=1)
+        return padded.unflatten(1, (-1, window)).flatten(0, 1)
+
+    return Batch(**{name: cut(value) for name, value in vars(batch).items()})
+
+
 @torch.no_grad()
-def losses(agent: Agent, batch: Batch, window: int, bounds: list[int]) -> Loss:
+def losses(agent: Agent, batch: Batch, window: int, bounds: list[int]) -> Losses:
     """The loss in each of the columns; window is K."""
-    inputs, target = agent.window_inputs(batch), agent.scaled_action(batch.action)
     found = []
-    for reset in (inputs.reset, inputs.reset | (inputs.timestep % window == 0)):
-        prediction, _ = agent(inputs._replace(reset=reset))
-        columns = []
+    for rows in (batch, in_rows_of(batch, window)):
+        prediction, _ = agent(agent.window_inputs(rows))
+        target, columns = agent.scaled_action(rows.action), []
         for first, end in itertools.pairwise(bounds):
-            mask = batch.mask & (inputs.timestep >= first) & (inputs.timestep < end)
+            mask = rows.mask & (rows.timestep >= first) & (rows.timestep < end)
             columns.append(float(agent.head.loss(prediction, target, mask)) if mask.any() else math.nan)
         found.append(columns)
-    return Loss(*found)
+    return Losses(*found)
 
 
-def plot(losses_of: dict[str, Loss], bounds: list[int], file: Path) -> None:
+def plot(losses_of: dict[str, Losses], bounds: list[int], file: Path) -> None:
     """A panel for every agent, a step for every column."""
     import matplotlib as mpl
 
@@ -75,7 +87,7 @@ def plot(losses_of: dict[str, Loss], bounds: list[int], file: Path) -> None:
     across = min(3, len(losses_of))
     down = -(-len(losses_of) // across)
     figure, axes = plt.subplots(
-        down, across, figsize=(3.6 * across, 2.8 * down), sharex=True, squeeze=False, layout="constrained"
+        down, across, figsize=(4.2 * across, 2.6 * down), sharex=True, squeeze=False, layout="constrained"
     )
     for axis, (name, loss) in itertools.zip_longest(axes.flat, losses_of.items(), fillvalue=(None, None)):
         if name is None or loss is None:
@@ -83,7 +95,7 @@ def plot(losses_of: dict[str, Loss], bounds: list[int], file: Path) -> None:
             continue
         for label, values, style in (("carried", loss.carried, "-"), ("dropped every K", loss.dropped, "--")):
             axis.stairs(values, [max(bounds[0], 1), *bounds[1:]], baseline=None, label=label, linestyle=style)
-        axis.set_title(name, fontsize="medium")
+        axis.set_title(name, fontsize="small")
         axis.set(xscale="log", ylim=(0, None))
         axis.tick_params(labelbottom=True)
     figure.supxlabel("timestep")
@@ -97,26 +109,32 @@ def main() -> None:
     """Reads the runs, prints the table, draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of trainings on one dataset")
-    parser.add_argument("--rows", type=int, default=24, help="episodes, of the longest one's steps each")
+    parser.add_argument("--rows", type=int, default=24, help="rows of as many steps as the longest episode has")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw it")
     options = parser.parse_args()
     if options.rows < 1:
         parser.error("--rows must be at least 1.")
     check_picture(parser, options.plot)
     torch.set_num_threads(1)
-    found: dict[str, Loss] = {}
+    found: dict[str, Losses] = {}
     try:
         loaded = [run.load_with_experiment(folder, "cpu") for folder in options.runs]
-        datasets = {experiment.dataset for _, experiment in loaded}
-        if len(datasets) > 1:
-            parser.error(f"runs must be of one dataset, got {', '.join(sorted(datasets))}.")
+        read = {(experiment.dataset, experiment.drop_obs) for _, experiment in loaded}
+        if len(read) > 1:
+            parser.error(f"runs must be of one dataset and --drop-obs, got {' and '.join(map(str, sorted(read)))}.")
         names = names_of([to_json(experiment) for _, experiment in loaded])
-        batch = batch_of(data.open_dataset(datasets.pop()), options.rows)
-        bounds = edges(batch.reset.shape[1])
+        names = [f"{name}, seed {experiment.seed}" for name, (_, experiment) in zip(names, loaded, strict=True)]
+        if len(set(names)) < len(names):
+            parser.error(f"each run must be given once, got {', '.join(names)}.")
+        dataset, drop = read.pop()
+        store = data.open_dataset(dataset)
+        batch = batch_of(store.drop_obs(drop) if drop else store, options.rows)
+        bounds = edges(batch.mask.shape[1])
+        for agent, _ in loaded:
+            agent.check_timesteps(bounds[-1])
         with ProgressBar("agents", len(loaded)) as bar:
             for done, ((agent, experiment), name) in enumerate(zip(loaded, names, strict=True), 1):
-                agent.check_timesteps(bounds[-1])
-                found[f"{name}, seed {experiment.seed}"] = losses(agent, batch, experiment.window, bounds)
+                found[name] = losses(agent, batch, experiment.window, bounds)
                 bar.update(done, name)
     except RlseqError as error:
         parser.error(str(error))

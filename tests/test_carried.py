@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import rlseq
 from rlseq import run
 from rlseq.config import EvalConfig, Experiment
 from rlseq.training import TrainingConfig
+from rlseq.types import Batch
 from tests.scripts import load, refusal
 from tests.tolerances import LOSS
 from tests.toys import toy_store
@@ -56,31 +58,37 @@ def test_the_columns_end_with_the_longest_episode() -> None:
     assert carried.edges(7) == [0, 7]
 
 
-def test_the_loss_is_that_of_steps_and_of_rows_of_the_window(tmp_path: Path) -> None:
+def test_carried_the_loss_is_that_of_steps(tmp_path: Path) -> None:
     agent = rlseq.load(trained(tmp_path / "run"))
-    store = toy_store(LENGTHS)
-    batch = carried.batch_of(store, 3)
+    batch = carried.batch_of(toy_store(LENGTHS), 3)
     assert batch.obs.shape[:2] == (3, 30)
     got = carried.losses(agent, batch, WINDOW, [0, 5, 20, 30, 40])
-    inputs, target = agent.window_inputs(batch), agent.scaled_action(batch.action)
-    errors = {"carried": torch.empty(3, 30), "dropped": torch.empty(3, 30)}
+    inputs, target, error = agent.window_inputs(batch), agent.scaled_action(batch.action), torch.empty(3, 30)
     with torch.no_grad():
-        for name, error in errors.items():
-            state = agent.init_state(3)
-            for t in range(30):
-                one = type(inputs)(*[part[:, t : t + 1] for part in inputs])
-                if name == "dropped":
-                    one = one._replace(reset=one.reset | (one.timestep % WINDOW == 0))
-                prediction, state = agent.step(one, state)
-                error[:, t] = (prediction - target[:, t]).square().mean(-1)
-    for name, error in errors.items():
-        values = getattr(got, name)
-        for value, first, end in zip(values[:3], (0, 5, 20), (5, 20, 30), strict=True):
-            seen = (batch.timestep >= first) & (batch.timestep < end)
-            assert value == pytest.approx(float(error[seen].mean()), rel=LOSS)
-        assert values[3] != values[3]  # no episode is so long
-    assert got.carried[0] == got.dropped[0]
-    assert got.carried[1] != got.dropped[1]
+        state = agent.init_state(3)
+        for t in range(30):
+            prediction, state = agent.step(type(inputs)(*[part[:, t : t + 1] for part in inputs]), state)
+            error[:, t] = (prediction - target[:, t]).square().mean(-1)
+    for value, first, end in zip(got.carried[:3], (0, 5, 20), (5, 20, 30), strict=True):
+        seen = (batch.timestep >= first) & (batch.timestep < end)
+        assert value == pytest.approx(float(error[seen].mean()), rel=LOSS)
+    assert math.isnan(got.carried[3])
+    assert math.isnan(got.dropped[3])
+
+
+@pytest.mark.parametrize("window", [5, 7])
+def test_dropped_the_loss_is_that_of_the_training(window: int, tmp_path: Path) -> None:
+    options = rlseq.agents.load("decision_transformer").Config(previous_action=True, previous_reward=True)
+    agent = rlseq.load(trained(tmp_path / "run", agent_options=options))
+    batch = carried.batch_of(toy_store((30,)), 1)
+    total = 0.0
+    with torch.no_grad():
+        for t in range(0, 30, window):
+            part = Batch(**{name: value[:, t : t + window] for name, value in vars(batch).items()})
+            total += float(agent.loss(part).value) * part.mask.shape[1]
+    got = carried.losses(agent, batch, window, [0, 30])
+    assert got.dropped == [pytest.approx(total / 30, rel=LOSS)]
+    assert got.carried != got.dropped
 
 
 def test_each_run_has_two_rows_and_a_panel(
@@ -97,12 +105,22 @@ def test_each_run_has_two_rows_and_a_panel(
     assert (tmp_path / "carried.png").stat().st_size > 1000
 
 
+def test_an_agent_that_does_not_see_all_observations_gets_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script(monkeypatch, trained(tmp_path / "run", drop_obs=(0,)))
+    assert "| carried |" in capsys.readouterr().out
+
+
 def test_what_cannot_be_compared_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, other = trained(tmp_path / "a"), trained(tmp_path / "b", dataset="toy-other")
+    dropping = trained(tmp_path / "c", drop_obs=(0,))
     for arguments, message in (
-        ((one, other), "runs must be of one dataset, got toy, toy-other"),
+        ((one, other), "runs must be of one dataset and --drop-obs, got ('toy', ()) and ('toy-other', ())"),
+        ((one, dropping), "got ('toy', ()) and ('toy', (0,))"),
+        ((one, one), "each run must be given once"),
         ((tmp_path / "none",), "none"),
         ((one, "--rows", 0), "--rows must be at least 1"),
         ((one, "--plot", tmp_path / "x.foo"), "--plot must end in one of"),

@@ -296,9 +296,10 @@ def test_4096_tokens_in_float32_stay_within_1e_5_of_float64() -> None:
 def test_an_empty_batch_gives_empty_outputs() -> None:
     *tokens, reset = _inputs(40, batch=0)
     for length in (1, 9, 40):
-        o, state = chunk_attention(*[one[:, :length] for one in tokens], 4, reset=reset[:, :length])
-        assert o.shape == (0, length, 5)
-        assert state.mean.shape == (0, 4, 5)
+        for before in (None, ChunkState.zeros(0, 4, 4, 5)):
+            o, state = chunk_attention(*[one[:, :length] for one in tokens], 4, None, before, reset[:, :length])
+            assert o.shape == (0, length, 5)
+            assert state.mean.shape == (0, 4, 5)
 
 
 def test_arguments_that_do_not_fit_show_every_shape() -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from rlseq.kernels._attention import can_look, distance_bias, squared_relu
 from rlseq.kernels.linear_scan import linear_scan
 
-_MOST_EMPTY = 0.4
+_MOST_EMPTY = 0.25
 """Empty places to a token above which masks are cheaper."""
 
 
@@ -150,19 +150,19 @@ class _Layout(NamedTuple):
 
 
 def _layout(episode: Tensor, begin: Tensor, carried: int, chunk: int) -> _Layout:
-    """Of the queries whose ``starts`` are given, and of as many carried keys before them as a chunk has, or none."""
+    """Places for the queries whose ``starts`` are given, and for the keys carried before them: C of them, or none."""
     batch, length = episode.shape
-    time = torch.arange(carried, carried + length)
+    time = torch.arange(carried, carried + length, device=episode.device)
     fresh, position = episode == time, time - begin
     # an episode leaves the rest of the block empty in which the one before it ends
     gap = torch.where(fresh[:, 1:], torch.remainder(-1 - position[:, :-1], chunk), 0).cumsum(1)
     place = time + position[:, :1] + functional.pad(gap, (1, 0))
     blocks = int(place[:, -1].max()) // chunk + 1
-    reset = torch.zeros(batch, blocks, dtype=torch.bool)
+    reset = torch.zeros(batch, blocks, dtype=torch.bool, device=episode.device)
     row, column = fresh.nonzero(as_tuple=True)
     reset[row, place[row, column] // chunk] = True
     # the keys of an unfinished chunk are the newest that are carried, those before them are zeros
-    before = torch.arange(carried) + position[:, :1]
+    before = torch.arange(carried, device=episode.device) + position[:, :1]
     return _Layout(torch.cat([before, place], dim=1), blocks * chunk, reset)
 
 
@@ -202,7 +202,7 @@ def _moved(
 ) -> tuple[Tensor, Tensor]:
     """``over_blocks`` by way of ``_aligned``."""
     batch, length = tokens.q_lin.shape[:2]
-    index = layout.place + torch.arange(batch)[:, None] * layout.places
+    index = layout.place + torch.arange(batch, device=tokens.v.device)[:, None] * layout.places
     flat = {length: index[:, -length:].flatten(), tokens.v.shape[1]: index.flatten()}
 
     def in_blocks(one: Tensor) -> Tensor:
