@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -20,6 +21,16 @@ def load(name: str) -> Any:
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
+
+
+def run_script(monkeypatch: pytest.MonkeyPatch, module: Any, *arguments: object) -> None:
+    """Runs a script with these arguments; it may set torch's threads for itself alone."""
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+    threads = torch.get_num_threads()
+    try:
+        module.main()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], run: Callable[[], object]) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.scripts import load, refusal
+from tests.scripts import load, refusal, run_script
 
 train = load("train")
 
@@ -37,8 +36,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(train.rivals, "available", lambda: True)  # an extra
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     monkeypatch.chdir(tmp_path)
-    last = refusal(capsys, train.main)
+    last = refusal(capsys, lambda: run_script(monkeypatch, train, *arguments))
     assert last.startswith("train.py: error: ")
     assert message in last

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from rlseq import run
 from rlseq.config import EvalConfig, Experiment
 from rlseq.training import TrainingConfig
 from rlseq.types import Batch
-from tests.scripts import load, refusal
+from tests.scripts import load, refusal, run_script
 from tests.tolerances import LOSS
 from tests.toys import toy_store
 
@@ -41,15 +40,6 @@ def trained(out: Path, backbone: str = "hawk", dataset: str = "toy", **changes: 
     )
     run.train_experiment(replace(experiment, **changes), out, device="cpu", progress=False)
     return out
-
-
-def script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["carried.py", *map(str, arguments)])
-    threads = torch.get_num_threads()
-    try:
-        carried.main()
-    finally:
-        torch.set_num_threads(threads)
 
 
 def test_the_columns_end_with_the_longest_episode() -> None:
@@ -95,7 +85,7 @@ def test_each_run_has_two_rows_and_a_panel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = [trained(tmp_path / "a"), trained(tmp_path / "b", "aaren"), trained(tmp_path / "c", seed=3)]
-    script(monkeypatch, *folders, "--rows", 2, "--plot", tmp_path / "carried.png")
+    run_script(monkeypatch, carried, *folders, "--rows", 2, "--plot", tmp_path / "carried.png")
     header, _, *rows = capsys.readouterr().out.strip().splitlines()
     assert header == "| agent | state | 0 to 19 | 20 to 29 |"
     names = [f"| {agent}, K={WINDOW}, seed {seed}" for agent, seed in (("hawk, joint", 0), ("aaren, joint", 0))]
@@ -108,7 +98,7 @@ def test_each_run_has_two_rows_and_a_panel(
 def test_an_agent_that_does_not_see_all_observations_gets_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script(monkeypatch, trained(tmp_path / "run", drop_obs=(0,)))
+    run_script(monkeypatch, carried, trained(tmp_path / "run", drop_obs=(0,)))
     assert "| carried |" in capsys.readouterr().out
 
 
@@ -125,4 +115,4 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
         ((one, "--rows", 0), "--rows must be at least 1"),
         ((one, "--plot", tmp_path / "x.foo"), "--plot must end in one of"),
     ):
-        assert message in refusal(capsys, lambda given=arguments: script(monkeypatch, *given))
+        assert message in refusal(capsys, lambda given=arguments: run_script(monkeypatch, carried, *given))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.interrupts import MAY_BE_INTERRUPTED, interrupt
-from tests.scripts import BENCHMARKS, load, refusal
+from tests.scripts import BENCHMARKS, load, refusal, run_script
 
 matrix = load("matrix")
 
@@ -71,5 +71,4 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_exit_code_2(
 ) -> None:
     file = tmp_path / "file"
     file.touch()
-    monkeypatch.setattr(sys, "argv", ["matrix.py", "--out", str(file)])
-    assert str(file) in refusal(capsys, matrix.main)
+    assert str(file) in refusal(capsys, lambda: run_script(monkeypatch, matrix, "--out", file))

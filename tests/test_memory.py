@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rlseq import backbones
 from rlseq.training import checkpoint
-from tests.scripts import load, refusal
+from tests.scripts import load, refusal, run_script
 
 memory = load("memory")
 
@@ -20,13 +18,8 @@ TINY = ("--corridor", "30", "--lengths", "10", "30", "300", "--episodes", "30", 
 
 
 def script(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["memory.py", *arguments])
     monkeypatch.setenv("MINARI_DATASETS_PATH", "")  # the script sets its own, for this test only
-    threads = torch.get_num_threads()
-    try:
-        memory.main()
-    finally:
-        torch.set_num_threads(threads)
+    run_script(monkeypatch, memory, *arguments)
 
 
 def test_every_backbone_has_a_recipe() -> None:

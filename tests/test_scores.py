@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from rlseq import recipes
 from rlseq.config import settle, to_json
-from tests.scripts import load, refusal
+from tests.scripts import load, refusal, run_script
 
 scores = load("scores")
 
@@ -31,13 +30,8 @@ def folder(at: Path, score: float | None = 0.25, **changes: Any) -> Path:
     return at
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["scores.py", *map(str, arguments)])
-    scores.main()
-
-
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    return refusal(capsys, lambda: run(monkeypatch, *arguments))
+    return refusal(capsys, lambda: run_script(monkeypatch, scores, *arguments))
 
 
 def test_runs_that_differ_in_an_option_have_a_row_each_named_by_it(
@@ -46,7 +40,7 @@ def test_runs_that_differ_in_an_option_have_a_row_each_named_by_it(
     paper = {"backbone_options__norm": "layer", "backbone_options__mlp": "relu"}
     folders = [folder(tmp_path / f"own{seed}", 0.2 + 0.1 * seed, seed=seed) for seed in (0, 1)]
     folders += [folder(tmp_path / f"paper{seed}", 0.1, seed=seed, **paper) for seed in (0, 1)]
-    run(monkeypatch, *folders)
+    run_script(monkeypatch, scores, *folders)
     header, _, layer, rms = capsys.readouterr().out.splitlines()[3:]
     assert "| agent | recurrent, 4200 | train s |" in header
     assert "| aaren, joint, K=20, norm=layer, mlp=relu | 10.0 ± 0.0 (10.0), 2 x 10 | 9 | 5 | 300 (10)" in layer
@@ -63,19 +57,19 @@ def test_an_agent_has_a_row_with_a_column_for_each_mode_and_target(
     result["evaluations"] += [{**row, "mode": "window", "normalized_score": 0.4, "act_us": 7000.0, "state_bytes": 80}]
     result["evaluations"][-1] |= {"num_envs": 1, "episodes": 99}
     (run_folder / "result.json").write_text(json.dumps(result))
-    run(monkeypatch, run_folder)
+    run_script(monkeypatch, scores, run_folder)
     header, _, line = capsys.readouterr().out.splitlines()[3:]
     assert "| recurrent, 4200 | recurrent, 6000 | window, 4200 | train s |" in header
     assert header.endswith("us a call (rows), window | state bytes, recurrent | state bytes, window |")
-    scores = "| 25.0 ± 0.0 (25.0), 1 x 10 | 50.0 ± 0.0 (50.0), 1 x 10 | 40.0 ± 0.0 (40.0), 1 x 99 |"
-    assert f"{scores} 9 | 5 | 300 (10) | 7,000 (1) | 904 | 80 |" in line
+    cells = "| 25.0 ± 0.0 (25.0), 1 x 10 | 50.0 ± 0.0 (50.0), 1 x 10 | 40.0 ± 0.0 (40.0), 1 x 99 |"
+    assert f"{cells} 9 | 5 | 300 (10) | 7,000 (1) | 904 | 80 |" in line
 
 
 def test_seeds_datasets_and_evaluations_do_not_change_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = [{"seed": 1}, {"dataset": "minari:rlseq/hopper/medium-v0"}, {"seed": 2, "eval__episodes": 3}]
-    run(monkeypatch, *[folder(tmp_path / str(index), **each) for index, each in enumerate(changes)])
+    run_script(monkeypatch, scores, *[folder(tmp_path / str(index), **each) for index, each in enumerate(changes)])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| aaren")]
     assert len(rows) == 2
     assert all("| aaren, joint, K=20 |" in row for row in rows)
@@ -106,7 +100,7 @@ def test_a_folder_that_is_not_whole_is_named(
 def test_a_dataset_without_reference_scores_has_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, folder(tmp_path / "run", None))
+    run_script(monkeypatch, scores, folder(tmp_path / "run", None))
     assert "| return 2000, 1 x 10 |" in capsys.readouterr().out
 
 
@@ -121,7 +115,7 @@ def test_a_picture_that_cannot_be_written_is_found_before_the_work(
 
 
 def test_the_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, folder(tmp_path / "run"), "--plot", tmp_path / "scores.PNG")
+    run_script(monkeypatch, scores, folder(tmp_path / "run"), "--plot", tmp_path / "scores.PNG")
     assert (tmp_path / "scores.PNG").stat().st_size > 1000
 
 
@@ -130,7 +124,7 @@ def test_the_tables_of_the_docs_are_those_of_the_runs_beside_them(
 ) -> None:
     docs = Path(__file__).parents[1] / "docs"
     runs = sorted((docs / "results" / "matrix").iterdir())
-    run(monkeypatch, *runs)
+    run_script(monkeypatch, scores, *runs)
     lines = [line for line in capsys.readouterr().out.splitlines() if line]
     text = (docs / "results.md").read_text()
     assert [line for line in lines if f"\n{line}\n" not in text] == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.utils import _pytree
 
 from rlseq import backbones
 from rlseq.agents import Agent, Policy
-from tests.scripts import load, refusal
+from tests.scripts import load, refusal, run_script
 
 soak, runs = load("soak"), load("soak_runs")
 
@@ -136,9 +135,8 @@ def test_a_scenario_has_what_may_go_wrong() -> None:
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Any:
-    monkeypatch.setattr(sys, "argv", ["soak.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as end:
-        soak.main()
+        run_script(monkeypatch, soak, *arguments)
     return end.value.code
 
 
@@ -196,11 +194,11 @@ def test_a_file_of_something_else_is_refused(
 ) -> None:
     file = tmp_path / "soak.json"
     file.write_text(content)
-    monkeypatch.setattr(sys, "argv", ["soak.py", "--backbones", "cloning", "--out", str(file)])
-    assert message in refusal(capsys, soak.main)
+    asked = ("--backbones", "cloning", "--out", file)
+    assert message in refusal(capsys, lambda: run_script(monkeypatch, soak, *asked))
     other = {"settings": {"rows": 1}, "sittings": [], "rows": []}
     file.write_text(json.dumps(other))
-    assert "must have the settings {'rows': 64" in refusal(capsys, soak.main)
+    assert "must have the settings {'rows': 64" in refusal(capsys, lambda: run_script(monkeypatch, soak, *asked))
 
 
 @pytest.mark.parametrize(
@@ -218,5 +216,4 @@ def test_a_file_of_something_else_is_refused(
 def test_what_cannot_be_done_is_one_line(
     arguments: list[object], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["soak.py", *map(str, arguments)])
-    assert message in refusal(capsys, soak.main)
+    assert message in refusal(capsys, lambda: run_script(monkeypatch, soak, *arguments))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 
 from rlseq import backbones
 from rlseq.errors import ConfigError
-from tests.scripts import load, refusal
+from tests.scripts import load, refusal, run_script
 
 synthetic, tasks = load("synthetic"), load("synthetic_tasks")
 
@@ -165,15 +164,6 @@ def test_a_solved_task_cools_down_and_ends() -> None:
     assert [point["accuracy"] for point in log["curve"][-2:]] == [1.0, 1.0]
 
 
-def script(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["synthetic.py", *arguments])
-    threads = torch.get_num_threads()
-    try:
-        synthetic.main()
-    finally:
-        torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -195,7 +185,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    last = refusal(capsys, lambda: script(monkeypatch, "--out", str(tmp_path / "runs"), *arguments))
+    last = refusal(capsys, lambda: run_script(monkeypatch, synthetic, "--out", str(tmp_path / "runs"), *arguments))
     assert last.startswith("synthetic.py: error: ")
     assert message in last
     assert not (tmp_path / "runs").exists()
@@ -205,7 +195,7 @@ def test_the_script_trains_resumes_and_draws(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["--out", str(tmp_path), "--quick", "--task", "induction", "--backbones", "hawk", "--updates", "60"]
-    script(monkeypatch, *arguments)
+    run_script(monkeypatch, synthetic, *arguments)
     first = capsys.readouterr()
     assert "| induction | 16 | hawk | 0 |" in first.out
     assert "60/60" in first.err
@@ -214,11 +204,13 @@ def test_the_script_trains_resumes_and_draws(
     result = json.loads((tmp_path / files[0]).read_text())
     assert [point["update"] for point in result["curve"]] == [50, 60]
     assert list(result["lengths"]) == ["4", "8", "16", "32", "64", "128"]
-    script(monkeypatch, *arguments)
+    run_script(monkeypatch, synthetic, *arguments)
     again = capsys.readouterr()
     assert again.out.splitlines()[1:] == first.out.splitlines()[1:]
     assert not again.err
-    assert "must have this run's settings" in refusal(capsys, lambda: script(monkeypatch, *arguments[:-1], "70"))
+    assert "must have this run's settings" in refusal(
+        capsys, lambda: run_script(monkeypatch, synthetic, *arguments[:-1], "70")
+    )
 
 
 OTHERS = ("hawk", "griffin:window=8", "hybrid", "transformer")
