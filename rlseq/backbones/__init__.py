@@ -61,7 +61,7 @@ def load(name: str) -> ModuleType:
         if name not in available():
             raise UnknownNameError("backbone", name, available())
         return importlib.import_module(f"{__name__}.{name}")
-    with _plug_in(name, "import"):
+    with plug_in_errors(name, "import"):
         if not _can_be_found(name):
             raise ConfigError(
                 f"load: a backbone plug-in must be an importable module, got {name!r}. Is its folder on PYTHONPATH?"
@@ -110,7 +110,7 @@ def configure(name: str, **options: Any) -> Any:
             f"configure: every option of {name} must have a default or a value, got no {', '.join(needed)}. "
             "Give it a default in Config."
         )
-    with _plug_in(name, "take its options"):
+    with plug_in_errors(name, "take its options"):
         return config(**options)
 
 
@@ -139,7 +139,7 @@ def from_config(name: str, config: Any) -> nn.Module:
     """
     module = load(name)
     try:
-        with _plug_in(name, "build"):
+        with plug_in_errors(name, "build"):
             model = module.build(config)
     except (RuntimeError, TypeError, OverflowError) as error:
         if not re.search("memory|overflow", str(error), re.IGNORECASE):
@@ -157,8 +157,13 @@ def from_config(name: str, config: Any) -> nn.Module:
 
 
 @contextmanager
-def _plug_in(name: str, what: str) -> Iterator[None]:
-    """Other people's exceptions in one line; of our own modules they pass as they are."""
+def plug_in_errors(name: str, what: str) -> Iterator[None]:
+    """A plug-in's exceptions become a ConfigError of one line; those of our own modules pass as they are.
+
+    Args:
+        name: of the backbone whose code runs inside.
+        what: it must do, for the message.
+    """
     try:
         yield
     except RlseqError:
@@ -180,7 +185,7 @@ def for_tokens(config: Any, tokens: int) -> Any:
 
     A plug-in's Config takes part by a method of that name.
     """
-    with _plug_in(type(config).__module__, "take a number of tokens"):
+    with plug_in_errors(type(config).__module__, "take a number of tokens"):
         return config.for_tokens(tokens) if hasattr(config, "for_tokens") else config
 
 

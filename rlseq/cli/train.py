@@ -19,7 +19,7 @@ from rlseq.errors import ConfigError
 
 def main(arguments: list[str]) -> None:
     """``rlseq train``."""
-    from rlseq import config, run
+    from rlseq import backbones, config, run
     from rlseq.training import checkpoint
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -29,7 +29,8 @@ def main(arguments: list[str]) -> None:
     known, _ = first.parse_known_args(arguments)
     default = _starting_point(known)
     command = _train_command(default)
-    chosen = tyro.cli(type(command), prog="rlseq train", args=arguments, description=TRAIN_HELP, default=command)
+    with backbones.plug_in_errors(default.backbone or "", "take its options"):
+        chosen = tyro.cli(type(command), prog="rlseq train", args=arguments, description=TRAIN_HELP, default=command)
     experiment = config.Experiment(**{f.name: getattr(chosen, f.name) for f in fields(config.Experiment)})
     out = chosen.out if chosen.out is not None else _new_folder(experiment)
     where = shlex.quote(str(out))

@@ -193,11 +193,16 @@ def test_package_of_a_plug_in_that_does_not_import_is_one_line(
         backbones.load(name)
 
 
-def test_options_that_a_plug_in_refuses_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_a_plug_in_refuses_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     check = "    def __post_init__(self):\n        assert self.leak < 1, 'leak too\\nlarge'\n"
     name = plug_in(tmp_path, monkeypatch, LEAKY.replace("leak: float = 0.5\n", f"leak: float = 0.5\n\n{check}"))
     with pytest.raises(ConfigError, match=r"it must take its options, got AssertionError: leak too\. Mend"):
         backbones.configure(name, leak=2.0)
+    given = ["train", "--backbone", name, "--backbone.leak", "2", "--out", str(tmp_path / "run")]
+    assert "it must take its options, got AssertionError: leak too. Mend" in one_line(capsys, given)
+    assert not (tmp_path / "run").exists()
 
 
 def test_options_may_be_those_of_another_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
