@@ -132,10 +132,10 @@ def main() -> None:
     parser.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
-    if options.jobs < 1 or min(options.seeds) < 0:
-        parser.error("--jobs must be at least 1 and --seeds at least 0.")
+    if options.jobs < 1 or not 0 <= min(options.seeds) <= max(options.seeds) < 2**63:
+        parser.error("--jobs must be at least 1 and --seeds at least 0 and less than 2^63.")
     todo = runs(options.out, options.seeds, options.datasets, options.agents, options.regimes)
-    todo = [run for run in todo if not run.finished()]
+    todo = [run for run in {run.folder: run for run in todo}.values() if not run.finished()]
     if options.dry_run:
         print("\n".join(shlex.join(run.command()) for run in todo))
         return

@@ -46,6 +46,7 @@ from rlseq.training import OptimConfig
 
 LENGTHS = {"induction": (256,), "copying": (128, 1024)}
 Result = dict[str, Any]
+RESULT = ("settings", "parameters", "solved_at", "updates", "seconds", "curve", "lengths")
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,18 @@ class Run:
         return {"backbone": self.name, "seed": self.seed, **asdict(self.setting)}
 
     def check(self) -> None:
-        """Raise RunError where the folder has this run with other settings."""
+        """Raise RunError where the folder has this run with other settings, or a file of it is damaged."""
         result, _, begun = self.files
-        for earlier in (result, begun):
-            if earlier.exists() and json.loads(earlier.read_text())["settings"] != self.settings:
+        for earlier, needed in ((result, RESULT), (begun, ("settings",))):
+            if not earlier.exists():
+                continue
+            try:
+                found = json.loads(earlier.read_text())
+                settings, *_ = [found[key] for key in needed]
+            except (ValueError, LookupError, TypeError) as error:
+                told = f"{type(error).__name__}: {error}"
+                raise RunError(f"run: {earlier} must be whole, got {told}. Remove it.") from error
+            if settings != self.settings:
                 raise RunError(f"run: {earlier} must have this run's settings, got others. Give another --out.")
 
 

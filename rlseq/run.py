@@ -209,7 +209,11 @@ def _try_one_batch(agent: agents.Agent, store: data.TrajectoryStore, experiment:
     """One loss, thrown away, so that what cannot work is said before a folder is made."""
     batch = next(data.make_sampler(store, experiment.sampler, experiment.seed)).to(agent.obs_mean.device)
     try:
-        with torch.random.fork_rng(), torch.no_grad():
+        with (
+            torch.random.fork_rng(),
+            torch.no_grad(),
+            backbones.plug_in_errors(experiment.backbone or "", f"take a batch of {experiment.dataset}"),
+        ):
             agent.loss(batch)
     except RuntimeError as error:
         told = str(error).splitlines()[0]

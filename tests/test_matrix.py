@@ -72,3 +72,13 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_exit_code_2(
     file = tmp_path / "file"
     file.touch()
     assert str(file) in refusal(capsys, lambda: run_script(monkeypatch, matrix, "--out", file))
+
+
+def test_a_seed_named_twice_is_one_run_and_one_that_is_too_large_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--out", tmp_path / "runs", "--datasets", "hopper", "--agents", "bc", "bc", "--dry-run")
+    run_script(monkeypatch, matrix, *asked, "--seeds", 0, 0)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    told = refusal(capsys, lambda: run_script(monkeypatch, matrix, *asked, "--seeds", 2**63))
+    assert "--seeds at least 0 and less than 2^63" in told

@@ -211,6 +211,10 @@ def test_the_script_trains_resumes_and_draws(
     assert "must have this run's settings" in refusal(
         capsys, lambda: run_script(monkeypatch, synthetic, *arguments[:-1], "70")
     )
+    for damaged in ("{", "{}", "[]", '{"settings": {}}'):
+        (tmp_path / files[0]).write_text(damaged)
+        told = refusal(capsys, lambda: run_script(monkeypatch, synthetic, *arguments))
+        assert f"{files[0]} must be whole, got " in told
 
 
 OTHERS = ("hawk", "griffin:window=8", "hybrid", "transformer")

@@ -88,7 +88,7 @@ def config_class(name: str) -> type[Any]:
     return load(name).Config
 
 
-def configure(name: str, **options: Any) -> Any:
+def configure(name: str, /, **options: Any) -> Any:
     """A backbone's Config with these options; the others have their defaults.
 
     Raises:
@@ -152,6 +152,12 @@ def from_config(name: str, config: Any) -> nn.Module:
         raise ConfigError(
             f"from_config: build of {name} must return an nn.Module, got {type(model).__name__}. "
             "Return the model from it."
+        )
+    missing = [method for method in ("init_state", "step") if not callable(getattr(model, method, None))]
+    if missing:
+        raise ConfigError(
+            f"from_config: the model of {name} must run step by step (rlseq.backbones.Backbone), got no "
+            f"{', '.join(missing)}. Write it."
         )
     return model
 

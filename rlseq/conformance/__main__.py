@@ -27,14 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = {name: json.loads(value) for name, _, value in (text.partition("=") for text in given.option)}
         if given.compiler not in (known := torch.compiler.list_backends(exclude_tags=None)):
             raise UnknownNameError("backend of torch.compile", given.compiler, known)
-        tested = subject(given.backbone, cases=given.cases, steps=given.steps, compiler=given.compiler, **options)
+        tested = subject(given.backbone, options, cases=given.cases, steps=given.steps, compiler=given.compiler)
+        model = tested.model(torch.float32)
+        state = state_bytes(model.init_state(1))
     except json.JSONDecodeError as error:
         parser.error(f"--option must be NAME=JSON, such as window=7, got {error.doc!r} as JSON.")
     except RlseqError as error:
         parser.error(str(error))
-    model = tested.model(torch.float32)
+    except RuntimeError as error:  # a state beyond the memory
+        parser.error(f"{given.backbone} must make a model and a state, got {str(error).splitlines()[0]}")
     print(f"{given.backbone}: {tested.config}")
-    print(f"{parameter_count(model):,} parameters, {state_bytes(model.init_state(1)):,} bytes of state a row")
+    print(f"{parameter_count(model):,} parameters, {state:,} bytes of state a row")
     failures = 0
     for name, broken, seconds in check(tested):
         failures += broken is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +61,20 @@ class Case:
     generator: torch.Generator
 
 
-def subject(name: str, *, cases: int = 12, steps: int = 10_000, compiler: str = "inductor", **options: Any) -> Subject:
+def subject(
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    cases: int = 12,
+    steps: int = 10_000,
+    compiler: str = "inductor",
+) -> Subject:
     """The Subject of a backbone's name (or dotted module), small, with the options given.
 
     Raises:
         UnknownNameError, ConfigError: as ``rlseq.backbones.build``; or build gives no module.
     """
+    options = options or {}
     config = backbones.for_tokens(backbones.configure(name, **options), SMALL["window"])
     small = {option: value for option, value in _small(config).items() if option not in options}
     config = dataclasses.replace(config, **small)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from rlseq import backbones, conformance
 from rlseq.conformance.__main__ import main
 from rlseq.conformance._subject import cases
 
-subject = functools.cache(functools.partial(conformance.subject, cases=6, steps=300, compiler="aot_eager"))
+
+@functools.cache
+def subject(name: str, **options: Any) -> conformance.Subject:
+    return conformance.subject(name, options, cases=6, steps=300, compiler="aot_eager")
 
 
 @pytest.mark.parametrize("law", conformance.LAWS)
@@ -63,7 +67,7 @@ def test_initial_state_has_the_rows_and_dtype_asked_for(name: str) -> None:
 
 @pytest.mark.parametrize("name", backbones.available())
 def test_dropout_acts_in_training_only(name: str) -> None:
-    model = conformance.subject(name, dropout=0.5).model(torch.float32)
+    model = conformance.subject(name, {"dropout": 0.5}).model(torch.float32)
     x = torch.randn(2, 9, 16)
     assert torch.equal(model(x)[0], model(x)[0])
     model.train()
@@ -88,6 +92,9 @@ def test_command_line_prints_a_line_a_law(monkeypatch: pytest.MonkeyPatch, capsy
         (["hawk", "--option", "head=1"], "Did you mean 'heads'?"),
         (["hawk", "--option", "heads"], "--option must be NAME=JSON"),
         (["hawk", "--option", "heads=0"], "heads must be a whole number >= 1, got 0"),
+        (["hawk", "--option", "cases=3"], "unknown option of backbone hawk 'cases'"),
+        (["hawk", "--option", "name=3"], "unknown option of backbone hawk 'name'"),
+        (["transformer", "--option", "window=1000000000000"], "transformer must make a model and a state, got "),
         (["hawk", "--cases", "0"], "cases must be a whole number >= 1, got 0"),
         (["hawk", "--steps", "0"], "steps must be a whole number >= 1, got 0"),
         (["hawk", "--compiler", "induktor"], "Did you mean 'inductor'?"),

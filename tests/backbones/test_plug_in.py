@@ -149,6 +149,7 @@ FORM = "must be a frozen dataclass with width and depth, got another in 'NAME'"
         ),
         ("return Leaky(config)", "pass", "build of NAME must return an nn.Module, got NoneType"),
         ("return Leaky(config)", "return Leaky(3)", "it must build, got AttributeError: 'int' object has no attribute"),
+        ("def step(", "def other(", "model of NAME must run step by step (rlseq.backbones.Backbone), got no step."),
         ("@dataclass(frozen=True)", "", FORM),
         ("depth: int = 1", "", FORM),
         ("frozen=True", "", FORM),
@@ -180,6 +181,17 @@ def test_plug_in_that_cannot_be_used_is_one_line_and_exit_code_2(
     monkeypatch.setattr(rlseq.data, "open_dataset", lambda _: toy_store())
     told = one_line(capsys, ["train", "--dataset", "toy", "--backbone", name, "--out", str(out), *QUICK[4:]])
     assert message in told
+    assert not out.exists()
+
+
+def test_a_forward_that_raises_is_one_line_before_a_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = LEAKY.replace("features = []", "raise ValueError('no\\nforward')")
+    name, out = plug_in(tmp_path, monkeypatch, text), tmp_path / "run"
+    monkeypatch.setattr(rlseq.data, "open_dataset", lambda _: toy_store())
+    told = one_line(capsys, ["train", "--dataset", "toy", "--backbone", name, "--out", str(out), *QUICK[4:]])
+    assert "it must take a batch of toy, got ValueError: no. Mend the plug-in." in told
     assert not out.exists()
 
 
