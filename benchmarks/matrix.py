@@ -28,7 +28,7 @@ from rlseq.progress import ProgressBar
 
 DATASETS = {
     "halfcheetah": ("minari:rlseq/halfcheetah/medium-replay-v0", ("4200", "6000")),
-    "hopper": ("minari:rlseq/hopper/medium-replay-v0", ("1600", "3000")),
+    "hopper": ("minari:rlseq/hopper/medium-replay-v0", ("1000", "3000")),
 }
 REGIMES = {
     "k20": ["--window", "20"],
