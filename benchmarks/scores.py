@@ -107,7 +107,11 @@ def load(run: Path) -> Run:
         rows = []
         for file in (run / "result.json", *sorted(run.glob("eval-*.json"))):
             for scores in json.loads(file.read_text())["evaluations"]:
-                row = {key: scores[key] for key in SCORES} | took | {"file": file, "seed": config["seed"]}
+                row = {key: scores[key] for key in SCORES} | took
+                for key, value in row.items():
+                    if key != "mode" and not isinstance(value, int | float | None):
+                        raise TypeError(f"{key} is {value!r}, not a number")
+                row |= {"file": file, "seed": config["seed"]}
                 if row["normalized_score"] is None:  # the dataset has no reference scores
                     row["normalized_score"] = math.nan
                 rows.append(row)

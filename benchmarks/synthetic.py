@@ -299,7 +299,10 @@ def main() -> None:
         parser.error(str(error))
     torch.set_num_threads(options.threads)
     print(json.dumps(provenance(shlex.join(["python", "benchmarks/synthetic.py", *sys.argv[1:]]))), flush=True)
-    results = [result_of(one) for one in runs]
+    try:
+        results = [result_of(one) for one in runs]
+    except RunError as error:
+        parser.error(str(error))
     print_tables(results)
     plot(results, options.out)
 

@@ -23,6 +23,7 @@ import io
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlseq import backbones
-from rlseq.errors import ConfigError
+from rlseq.errors import ConfigError, RunError
 from rlseq.training import OptimConfig
 from rlseq.training.optim import build_optimizer
 
@@ -282,6 +283,9 @@ def train(
         checkpoint: a file written at every check; where it exists, training goes on from it, to the same numbers.
         show: called at every check with the updates done and a note.
 
+    Raises:
+        RunError: the checkpoint is damaged.
+
     Returns:
         ``solved_at``, the update of the first of the two checks, or None; ``updates`` done; ``seconds`` of training,
         checks left out; ``curve``, one dictionary a check: update, seconds, loss, accuracy.
@@ -291,11 +295,15 @@ def train(
     log: dict[str, Any] = {"solved_at": None, "updates": 0, "seconds": 0.0, "curve": []}
     last = recipe.updates
     if checkpoint is not None and checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        generator.set_state(saved["generator"])
-        log, last = saved["log"], saved["last"]
+        try:
+            saved = torch.load(checkpoint, weights_only=True)
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            generator.set_state(saved["generator"])
+            log, last = saved["log"], saved["last"]
+        except (OSError, EOFError, RuntimeError, LookupError, TypeError, pickle.UnpicklingError) as error:
+            told = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise RunError(f"run: {checkpoint} must be a whole checkpoint, got {told}. Remove it.") from error
     began = time.perf_counter() - log["seconds"]
     while log["updates"] < last:
         update = log["updates"]

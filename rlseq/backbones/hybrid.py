@@ -21,7 +21,7 @@ Differs from the papers:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, cast, get_args
 
@@ -74,10 +74,8 @@ class Config(LayersConfig):
         for kind in self.pattern:
             if kind not in get_args(Kind):
                 raise UnknownNameError("kind of layer", str(kind), get_args(Kind))
-        for option in fields(self):
-            if option.name in get_args(Kind):
-                default = cast(Callable[[], MixerConfig], option.default_factory)()
-                object.__setattr__(self, option.name, _options(option.name, getattr(self, option.name), default))
+        for name, default in self._defaults():
+            object.__setattr__(self, name, _options(name, getattr(self, name), default))
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -107,16 +105,21 @@ class Config(LayersConfig):
         rings: dict[str, Any] = {k: v.for_tokens(tokens) for k, v in options.items() if isinstance(v, WindowConfig)}
         return replace(self, **rings)
 
+    @classmethod
+    def _defaults(cls) -> Iterator[tuple[str, MixerConfig]]:
+        """Every kind with its options where none are given."""
+        for option in fields(cls):
+            if option.name in get_args(Kind):
+                yield option.name, cast(Callable[[], MixerConfig], option.default_factory)()
+
     def _check_used(self) -> None:
         layers = " ".join(self.kinds)
-        for option in fields(self):
-            if option.name in get_args(Kind) and option.name not in self.kinds:
-                default = cast(Callable[[], MixerConfig], option.default_factory)()
-                if getattr(self, option.name) != default:
-                    raise ConfigError(
-                        f"hybrid: {option.name} must be a layer for its options to count, got the layers {layers}. "
-                        "Add it to the pattern, or leave its options out."
-                    )
+        for kind, default in self._defaults():
+            if kind not in self.kinds and getattr(self, kind) != default:
+                raise ConfigError(
+                    f"hybrid: {kind} must be a layer for its options to count, got the layers {layers}. "
+                    "Add it to the pattern, or leave its options out."
+                )
         if self.mlp != "gated" and not any(layer.has_mlp for layer in self.layers):
             raise ConfigError(f"hybrid: mlp must be gated where no layer has an MLP, got {layers}. Leave it out.")
 
