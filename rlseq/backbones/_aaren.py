@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from rlseq.backbones._protocol import check_positive
+from rlseq.backbones._protocol import check_positive, device_and_dtype
 from rlseq.backbones._stack import MixerConfig
 from rlseq.errors import ConfigError
 from rlseq.kernels import SoftmaxState, softmax_scan
@@ -66,7 +66,7 @@ class AarenMixer(nn.Module):
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> SoftmaxState:
         """No tokens; float64, whatever ``dtype`` is."""
-        device = self.query.device if device is None else device
+        device, _ = device_and_dtype(self.query, device, dtype)
         return SoftmaxState.empty(batch_size, self.heads, len(self.query) // self.heads, device=device)
 
     def forward(

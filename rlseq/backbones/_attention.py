@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from rlseq.backbones._protocol import check_fraction, check_positive
+from rlseq.backbones._protocol import check_fraction, check_positive, device_and_dtype
 from rlseq.backbones._rope import rotate
 from rlseq.backbones._stack import WindowConfig, fan_in_linear
 from rlseq.errors import ConfigError
@@ -111,9 +111,7 @@ class AttentionMixer(nn.Module):
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> AttentionState:
         """An empty ring: key and value (B, W, Hk, E), count (B,) int64."""
-        weight = self.out.weight
-        device = weight.device if device is None else device
-        dtype = weight.dtype if dtype is None else dtype
+        device, dtype = device_and_dtype(self.out.weight, device, dtype)
         return AttentionState.zeros(batch_size, self.window, self.key_heads, self.size, device=device, dtype=dtype)
 
     def forward(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rlseq.backbones._attention import token_positions
-from rlseq.backbones._protocol import check_choice, check_positive
+from rlseq.backbones._protocol import check_choice, check_positive, device_and_dtype
 from rlseq.backbones._rope import turns
 from rlseq.backbones._stack import MixerConfig, StackConfig, WindowConfig, fan_in_linear
 from rlseq.kernels import (
@@ -107,13 +107,6 @@ class GatedAttention(nn.Module):
         u, v, *views = gated_projections(x, self.gamma, self.beta, *turns(position, self.size // 2 * 2, x.dtype))
         return u, v, tuple(views)
 
-    def device_and_dtype(
-        self, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> tuple[torch.device | str, torch.dtype]:
-        """Those of a new state: the parameters' where None."""
-        weight = self.out.weight
-        return weight.device if device is None else device, weight.dtype if dtype is None else dtype
-
 
 class GauMixer(GatedAttention):
     """GAU over the last ``window`` tokens of the episode; its state is a ring of them."""
@@ -126,7 +119,7 @@ class GauMixer(GatedAttention):
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> AttentionState:
         """An empty ring: key (B, W, 1, s), value (B, W, 1, 2 D), count (B,) int64."""
-        device, dtype = self.device_and_dtype(device, dtype)
+        device, dtype = device_and_dtype(self.out.weight, device, dtype)
         return AttentionState.zeros(batch_size, self.window, 1, self.size, self.expanded, device=device, dtype=dtype)
 
     def forward(
@@ -161,7 +154,7 @@ class FlashMixer(GatedAttention):
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> ChunkState:
         """No tokens: mean (B, s, 2 D) float32 or finer, two keys (B, C, s), value (B, C, 2 D), count (B,) int64."""
-        device, dtype = self.device_and_dtype(device, dtype)
+        device, dtype = device_and_dtype(self.out.weight, device, dtype)
         return ChunkState.zeros(batch_size, self.chunk, self.size, self.expanded, device=device, dtype=dtype)
 
     def forward(

@@ -82,6 +82,13 @@ def step_flops(backbone: Any, width: int) -> int:
     return counter.get_total_flops()
 
 
+def device_and_dtype(
+    parameter: Tensor, device: torch.device | str | None, dtype: torch.dtype | None
+) -> tuple[torch.device | str, torch.dtype]:
+    """Those of a new state: the parameter's where None."""
+    return parameter.device if device is None else device, parameter.dtype if dtype is None else dtype
+
+
 def check_tokens(where: str, x: Tensor, width: int, reset: Tensor | None, *, rank: int) -> None:
     """Raise ShapeError unless x is (..., width) of the rank and reset, where given, bool with x's leading shape."""
     if x.ndim != rank or x.shape[-1] != width:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlseq.backbones._protocol import check_choice, check_positive
+from rlseq.backbones._protocol import check_choice, check_positive, device_and_dtype
 from rlseq.backbones._stack import MixerConfig, fan_in_linear, halves
 from rlseq.kernels import causal_conv, geglu, rg_lru
 
@@ -95,8 +95,7 @@ class RecurrentMixer(nn.Module):
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> RecurrentState:
         """Zeros; ``dtype`` is the convolution buffer's, the hidden state is float64."""
-        device = self.decay.device if device is None else device
-        dtype = self.decay.dtype if dtype is None else dtype
+        device, dtype = device_and_dtype(self.decay, device, dtype)
         inner = len(self.decay)
         return RecurrentState(
             torch.zeros(batch_size, CONV_WIDTH - 1, inner, device=device, dtype=dtype),

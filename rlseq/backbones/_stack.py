@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rlseq.backbones._protocol import Mixer, State, check_bool, check_fraction, check_positive, check_tokens
+from rlseq.backbones._protocol import (
+    Mixer,
+    State,
+    check_bool,
+    check_fraction,
+    check_positive,
+    check_tokens,
+    device_and_dtype,
+)
 from rlseq.errors import ConfigError, ShapeError
 from rlseq.kernels import geglu, rms_norm
 
@@ -256,9 +264,7 @@ class Stack(nn.Module):
         self, batch_size: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> tuple[State, ...]:
         """Zeros: one state a layer (see ``Backbone.init_state``)."""
-        parameter = next(self.last_norm.parameters())
-        device = parameter.device if device is None else device
-        dtype = parameter.dtype if dtype is None else dtype
+        device, dtype = device_and_dtype(next(self.last_norm.parameters()), device, dtype)
         return tuple(block.init_state(batch_size, device=device, dtype=dtype) for block in self._blocks())
 
     def forward(
