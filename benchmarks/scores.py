@@ -69,6 +69,11 @@ def name_of(config: dict[str, Any]) -> str:
     return name if config["top"] == 1 else f"{name}, best {100 * config['top']:.0f} %"
 
 
+def dataset_of(config: dict[str, Any]) -> str:
+    """The dataset without its source."""
+    return config["dataset"].split("/", 1)[-1]
+
+
 def names_of(configs: Sequence[dict[str, Any]]) -> list[str]:
     """A name for each run, with the options in which it differs from others that ``name_of`` calls the same."""
     names, options = [name_of(config) for config in configs], [dict(flat(config)) for config in configs]
@@ -94,6 +99,14 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield name, value
 
 
+def fits(key: str, value: object) -> bool:
+    """Whether a row of evaluations may have it; a dataset without reference scores has no normalized score."""
+    if key == "mode":
+        return isinstance(value, str) and value in COLOURS
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number or (key == "normalized_score" and value is None)
+
+
 def load(run: Path) -> Run:
     """A finished folder.
 
@@ -103,19 +116,22 @@ def load(run: Path) -> Run:
     try:
         config, result = (json.loads((run / name).read_text()) for name in ("config.json", "result.json"))
         name_of(config)
+        dataset_of(config)
         took = {key: result[key] for key in ("updates", "train_seconds", "env_steps_per_s", "parameters")}
         rows = []
         for file in (run / "result.json", *sorted(run.glob("eval-*.json"))):
             for scores in json.loads(file.read_text())["evaluations"]:
                 row = {key: scores[key] for key in SCORES} | took
                 for key, value in row.items():
-                    if key != "mode" and not isinstance(value, int | float | None):
-                        raise TypeError(f"{key} is {value!r}, not a number")
+                    if not fits(key, value):
+                        raise TypeError(f"{key} is {value!r}")
                 row |= {"file": file, "seed": config["seed"]}
                 if row["normalized_score"] is None:  # the dataset has no reference scores
                     row["normalized_score"] = math.nan
                 rows.append(row)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        if not rows:
+            raise ValueError("no evaluation")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         told = f"{type(error).__name__}: {error}"
         raise RunError(f"scores: {run} must hold a whole run, got {told}. Train it again, or leave it out.") from error
     return Run(config, rows)
@@ -135,7 +151,7 @@ def read(folders: Sequence[Path]) -> Groups:
             print(f"{folder} is not finished: left out", file=sys.stderr)
     groups: dict[Group, list[dict[str, Any]]] = defaultdict(list)
     for run, name in zip(finished, names_of([run.config for run in finished]), strict=True):
-        dataset = run.config["dataset"].split("/", 1)[-1]
+        dataset = dataset_of(run.config)
         for row in run.rows:
             group = groups[Group(dataset, name, row["mode"], row["target_return"])]
             for other in group:

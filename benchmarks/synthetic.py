@@ -146,7 +146,9 @@ class Run:
             try:
                 found = json.loads(earlier.read_text())
                 settings, *_ = [found[key] for key in needed]
-            except (ValueError, LookupError, TypeError) as error:
+                if earlier == result:
+                    _ = learned(found), drawn(found, "update"), drawn(found, "seconds"), asked(found)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
                 told = f"{type(error).__name__}: {error}"
                 raise RunError(f"run: {earlier} must be whole, got {told}. Remove it.") from error
             if settings != self.settings:
@@ -176,24 +178,40 @@ def result_of(run: Run) -> Result:
     return json.loads(file.read_text())
 
 
+def learned(one: Result) -> str:
+    """A result's row of the first table."""
+    task, solved = one["settings"]["task"], one["solved_at"]
+    return (
+        f"| {task['name']} | {task['length']} | {one['settings']['backbone']} | {one['settings']['seed']} |"
+        f" {one['parameters']:,} | {one['lengths'][str(task['length'])]['accuracy']:.3f} |"
+        f" {'not' if solved is None else f'{solved:,}'} | {one['updates']:,} | {one['seconds'] / 60:.1f} |"
+    )
+
+
+def asked(one: Result) -> list[tuple[int, float]]:
+    """A result's accuracy by length."""
+    return [(int(length), float(found["accuracy"])) for length, found in one["lengths"].items()]
+
+
+def drawn(one: Result, key: str) -> tuple[list[float], list[float]]:
+    """A result's learning curve against ``key``."""
+    return tuple([float(point[name]) for point in one["curve"]] for name in (key, "accuracy"))
+
+
 def print_tables(results: Sequence[Result]) -> None:
     """What was learned and when; and the accuracy of induction by length."""
     print("\n| task | L | backbone | seed | parameters | accuracy | updates to solve | updates | minutes |")
     print("|---" * 9 + "|")
     for one in results:
-        task, solved = one["settings"]["task"], one["solved_at"]
-        print(
-            f"| {task['name']} | {task['length']} | {one['settings']['backbone']} | {one['settings']['seed']} |"
-            f" {one['parameters']:,} | {one['lengths'][str(task['length'])]['accuracy']:.3f} |"
-            f" {'not' if solved is None else f'{solved:,}'} | {one['updates']:,} | {one['seconds'] / 60:.1f} |"
-        )
+        print(learned(one))
     inductions = [one for one in results if one["settings"]["task"]["name"] == "induction"]
-    columns = sorted({int(length) for one in inductions for length in one["lengths"]})
+    columns = sorted({length for one in inductions for length, _ in asked(one)})
     if columns:
         print(f"\n| accuracy of induction at | {' | '.join(f'{length:,}' for length in columns)} |")
         print("|---" * (len(columns) + 1) + "|")
     for one in inductions:
-        cells = [f"{one['lengths'][str(n)]['accuracy']:.3f}" if str(n) in one["lengths"] else "" for n in columns]
+        found = dict(asked(one))
+        cells = [f"{found[length]:.3f}" if length in found else "" for length in columns]
         print(f"| {one['settings']['backbone']}, seed {one['settings']['seed']} | {' | '.join(cells)} |")
     sys.stdout.flush()
 
@@ -219,8 +237,7 @@ def plot(results: Sequence[Result], out: Path) -> None:
         for one in of:
             color = f"C{names.index(one['settings']['backbone'])}"
             for axis, key in zip(axes, ("update", "seconds"), strict=True):
-                points = [(point[key], point["accuracy"]) for point in one["curve"]]
-                (lines[one["settings"]["backbone"]],) = axis.plot(*zip(*points, strict=True), color=color)
+                (lines[one["settings"]["backbone"]],) = axis.plot(*drawn(one, key), color=color)
         axes[0].set(xlabel="updates", ylabel="accuracy on held-out sequences", ylim=(0, 1.02))
         axes[1].set(xlabel="seconds of training")
         figure.suptitle(f"{name}, {length} tokens")
@@ -232,9 +249,8 @@ def plot(results: Sequence[Result], out: Path) -> None:
         figure, axis = plt.subplots(figsize=(8.4, 4.2), layout="constrained")
         lines = {}
         for one in of:
-            points = [(int(tokens), found["accuracy"]) for tokens, found in one["lengths"].items()]
-            backbone = one["settings"]["backbone"]
-            (lines[backbone],) = axis.plot(*zip(*points, strict=True), marker="o", color=f"C{names.index(backbone)}")
+            backbone, points = one["settings"]["backbone"], zip(*asked(one), strict=True)
+            (lines[backbone],) = axis.plot(*points, marker="o", color=f"C{names.index(backbone)}")
         axis.axvline(length, color="0.4", linestyle="--")
         axis.annotate("training", (length, 0.02), (4, 0), textcoords="offset points", color="0.4")
         axis.set(xscale="log", xlabel="tokens of a sequence", ylabel="accuracy", ylim=(0, 1.02))

@@ -24,6 +24,7 @@ import json
 import math
 import os
 import pickle
+import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -295,15 +296,7 @@ def train(
     log: dict[str, Any] = {"solved_at": None, "updates": 0, "seconds": 0.0, "curve": []}
     last = recipe.updates
     if checkpoint is not None and checkpoint.exists():
-        try:
-            saved = torch.load(checkpoint, weights_only=True)
-            model.load_state_dict(saved["model"])
-            optimizer.load_state_dict(saved["optimizer"])
-            generator.set_state(saved["generator"])
-            log, last = saved["log"], saved["last"]
-        except (OSError, EOFError, RuntimeError, LookupError, TypeError, pickle.UnpicklingError) as error:
-            told = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            raise RunError(f"run: {checkpoint} must be a whole checkpoint, got {told}. Remove it.") from error
+        log, last = _resume(checkpoint, model, optimizer, generator)
     began = time.perf_counter() - log["seconds"]
     while log["updates"] < last:
         update = log["updates"]
@@ -329,6 +322,26 @@ def train(
             _write(checkpoint, {**whole, "generator": generator.get_state()})
         began = time.perf_counter() - log["seconds"]
     return log
+
+
+def _resume(
+    checkpoint: Path, model: Model, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> tuple[dict[str, Any], int]:
+    """Puts a checkpoint into the three; its log and the last update."""
+    try:
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        generator.set_state(saved["generator"])
+        log, last = saved["log"], int(saved["last"])
+        _ = log["solved_at"], log["updates"] + log["seconds"], log["curve"][-1]
+    except (
+        *(OSError, EOFError, pickle.UnpicklingError, struct.error),
+        *(RuntimeError, ValueError, LookupError, TypeError, AttributeError),
+    ) as error:
+        told = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise RunError(f"run: {checkpoint} must be a whole checkpoint, got {told}. Remove it.") from error
+    return log, last
 
 
 def _update(

@@ -87,13 +87,43 @@ def test_a_seed_that_would_count_twice_is_refused_by_its_files(
     assert f"in {one / 'result.json'} and {again}" in refused(monkeypatch, capsys, one)
 
 
-@pytest.mark.parametrize("content", ["{}", "{", "[]", '{"evaluations": [{}]}', "null", None])
+@pytest.mark.parametrize("content", ["{}", "{", "[]", '{"evaluations": [{}]}', "null"])
 def test_a_folder_that_is_not_whole_is_named(
-    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = folder(tmp_path / "broken")
-    result = broken / "result.json"
-    result.write_text(result.read_text().replace("2000.0", '"2000"') if content is None else content)
+    (broken / "result.json").write_text(content)
+    line = refused(monkeypatch, capsys, folder(tmp_path / "whole", seed=1), broken)
+    assert f"{broken} must hold a whole run" in line
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config.json", "dataset", None),
+        ("config.json", "dataset", []),
+        ("result.json", "evaluations", []),
+        ("result.json", "train_seconds", None),
+        ("evaluations", "return_mean", "2000"),
+        ("evaluations", "target_return", None),
+        ("evaluations", "episodes", True),
+        ("evaluations", "mode", "eager"),
+        ("evaluations", "mode", []),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(
+    file: str,
+    key: str,
+    value: object,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    broken = folder(tmp_path / "broken")
+    path = broken / (file if file != "evaluations" else "result.json")
+    content = json.loads(path.read_text())
+    (content if file != "evaluations" else content[file][0])[key] = value
+    path.write_text(json.dumps(content))
     line = refused(monkeypatch, capsys, folder(tmp_path / "whole", seed=1), broken)
     assert f"{broken} must hold a whole run" in line
 

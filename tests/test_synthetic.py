@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rlseq import backbones
-from rlseq.errors import ConfigError
+from rlseq.errors import ConfigError, RunError
 from tests.scripts import load, refusal, run_script
 
 synthetic, tasks = load("synthetic"), load("synthetic_tasks")
@@ -212,20 +212,38 @@ def test_the_script_trains_resumes_and_draws(
     assert "must have this run's settings" in refusal(
         capsys, lambda: run_script(monkeypatch, synthetic, *arguments[:-1], "70")
     )
-    for damaged in ("{", "{}", "[]", '{"settings": {}}'):
+    wrong = ("lengths", {}), ("parameters", None), ("curve", [{}]), ("curve", None), ("solved_at", "x")
+    for damaged in ("{", "{}", "[]", '{"settings": {}}', *(json.dumps({**result, key: value}) for key, value in wrong)):
         (tmp_path / files[0]).write_text(damaged)
         told = refusal(capsys, lambda: run_script(monkeypatch, synthetic, *arguments))
         assert f"{files[0]} must be whole, got " in told
     (tmp_path / files[0]).unlink()
-    checkpoint = tmp_path / "induction-16-hawk-0.pt"
-    lacking = io.BytesIO()
-    torch.save({"model": {}}, lacking)
-    for content in (b"", b"no checkpoint", lacking.getvalue()):
-        checkpoint.write_bytes(content)
-        with pytest.raises(SystemExit, match="2"):
-            run_script(monkeypatch, synthetic, *arguments)
-        told = capsys.readouterr().err.splitlines()[-1]
-        assert f"{checkpoint.name} must be a whole checkpoint, got " in told
+    (tmp_path / "induction-16-hawk-0.pt").touch()
+    with pytest.raises(SystemExit, match="2"):
+        run_script(monkeypatch, synthetic, *arguments)
+    assert "induction-16-hawk-0.pt must be a whole checkpoint" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    setting, file = synthetic.quick("induction"), tmp_path / "a.pt"
+    recipe = replace(setting.recipe, updates=1, every=1)
+
+    def trained() -> Any:
+        model = tasks.build("hawk", setting.task, setting.width, setting.layers)
+        return tasks.train(model, setting.task, recipe, 0, checkpoint=file)
+
+    log = trained()
+    assert trained() == log
+    whole = torch.load(file, weights_only=True)
+    damaged = [b"", b"no checkpoint", bytes(range(256))]
+    for key, value in (("model", {}), ("optimizer", None), ("log", {}), ("last", "x"), ("generator", None)):
+        buffer = io.BytesIO()
+        torch.save({**whole, key: value}, buffer)
+        damaged.append(buffer.getvalue())
+    for content in damaged:
+        file.write_bytes(content)
+        with pytest.raises(RunError, match=r"a\.pt must be a whole checkpoint, got "):
+            trained()
 
 
 OTHERS = ("hawk", "griffin:window=8", "hybrid", "transformer")

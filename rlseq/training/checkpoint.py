@@ -12,6 +12,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def load_trainer(checkpoint: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, struct.error, pickle.UnpicklingError) as error:
         raise RunError(f"load: {checkpoint}/trainer.pt must be whole, got {_line(error)}. {_REMEDY}") from error
     return state
 
