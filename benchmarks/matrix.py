@@ -103,6 +103,8 @@ class Trainings:
             with self._lock:
                 if self._stopped:
                     return INTERRUPTED_EXIT
+                if run.finished():  # by the same command elsewhere
+                    return 0
                 command = [sys.executable, "-m", *run.command()]
                 process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **THREADS})
                 self._running.add(process)
