@@ -337,7 +337,7 @@ def _resume(
         _ = log["solved_at"], log["updates"] + log["seconds"], log["curve"][-1]
     except (
         *(OSError, EOFError, pickle.UnpicklingError, struct.error),
-        *(RuntimeError, ValueError, LookupError, TypeError, AttributeError),
+        *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
     ) as error:
         told = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise RunError(f"run: {checkpoint} must be a whole checkpoint, got {told}. Remove it.") from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -179,6 +180,22 @@ def test_a_trainer_state_cut_short_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="trainer.pt must be whole"):
         go(tmp_path, replace(quick, training=replace(quick.training, updates=9)), resume=True)
     assert rlseq.load(tmp_path) is not None
+
+
+def test_a_trainer_state_with_a_flipped_bit_is_whole_or_one_clear_error(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    torch.save({"optimizer": {"lr": 0.1, "m": torch.ones(3)}, "update": 6}, whole)
+    refused = 0
+    for at in range(0, len(whole.getvalue()), 3):
+        content = bytearray(whole.getvalue())
+        content[at] ^= 1 << at % 8
+        (tmp_path / "trainer.pt").write_bytes(content)
+        try:
+            checkpoint.load_trainer(tmp_path)
+        except RunError as error:
+            assert "trainer.pt must be whole" in str(error)  # noqa: PT017 - a flip in padding changes nothing
+            refused += 1
+    assert refused > 20
 
 
 def test_a_folder_of_somebody_else_is_never_overwritten(tmp_path: Path) -> None:

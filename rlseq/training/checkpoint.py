@@ -148,11 +148,14 @@ def load_trainer(checkpoint: Path) -> dict[str, Any]:
     """trainer.pt on the CPU, read with weights_only=True: no code of the file is run.
 
     Raises:
-        RunError: the file is missing or cut short.
+        RunError: the file is missing, cut short or damaged.
     """
     try:
         state: dict[str, Any] = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, struct.error, pickle.UnpicklingError) as error:
+    except (
+        *(OSError, EOFError, pickle.UnpicklingError, struct.error),
+        *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    ) as error:
         raise RunError(f"load: {checkpoint}/trainer.pt must be whole, got {_line(error)}. {_REMEDY}") from error
     return state
 
