@@ -23,8 +23,6 @@ import io
 import json
 import math
 import os
-import pickle
-import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,6 +36,7 @@ from torch import Tensor, nn
 from rlseq import backbones
 from rlseq.errors import ConfigError, RunError
 from rlseq.training import OptimConfig
+from rlseq.training.checkpoint import DAMAGED
 from rlseq.training.optim import build_optimizer
 
 TASKS = ("copying", "induction")
@@ -335,10 +334,7 @@ def _resume(
         generator.set_state(saved["generator"])
         log, last = saved["log"], int(saved["last"])
         _ = log["solved_at"], log["updates"] + log["seconds"], log["curve"][-1]
-    except (
-        *(OSError, EOFError, pickle.UnpicklingError, struct.error),
-        *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
-    ) as error:
+    except DAMAGED as error:
         told = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise RunError(f"run: {checkpoint} must be a whole checkpoint, got {told}. Remove it.") from error
     return log, last

@@ -44,6 +44,14 @@ def test_all_backbones_run_in_all_regimes_and_the_controls_once(tmp_path: Path) 
     assert [run.folder.name for run in found[:3]] == [f"hopper-hawk-{regime}-seed0" for regime in matrix.REGIMES]
 
 
+def test_a_run_that_was_finished_meanwhile_is_not_begun(tmp_path: Path) -> None:
+    begun = matrix.Run(tmp_path / "begun", ["--no-such-option"])
+    assert matrix.Trainings().train(begun) == 2
+    begun.folder.mkdir()
+    (begun.folder / "result.json").touch()
+    assert matrix.Trainings().train(begun) == 0
+
+
 def test_one_interrupt_ends_what_runs_and_starts_nothing_more(tmp_path: Path) -> None:
     started = tmp_path / "started"
     started.mkdir()

@@ -30,6 +30,19 @@ from rlseq.report import write_json
 from rlseq.types import DatasetInfo, DatasetStats
 
 CHECKPOINTS = "checkpoints"
+DAMAGED = (
+    OSError,
+    EOFError,
+    pickle.UnpicklingError,
+    struct.error,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)
+"""What ``torch.load`` raises for a file that is missing, cut short or has flipped bits."""
 
 
 def save(run: Path, update: int, config: dict[str, Any], agent: Agent, trainer: dict[str, Any], keep: int) -> Path:
@@ -152,10 +165,7 @@ def load_trainer(checkpoint: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(checkpoint / "trainer.pt", map_location="cpu", weights_only=True)
-    except (
-        *(OSError, EOFError, pickle.UnpicklingError, struct.error),
-        *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
-    ) as error:
+    except DAMAGED as error:
         raise RunError(f"load: {checkpoint}/trainer.pt must be whole, got {_line(error)}. {_REMEDY}") from error
     return state
 
