@@ -14,9 +14,9 @@ copying     16 data tokens in 128 and in 1,024, 6,000 updates at most.
 The recipe is the same for all: AdamW without weight decay, batches of 16 sequences of one length, drawn
 log-uniformly between 16 (copying: 32) and the task's; the rate rises to 1e-3 in 100 updates and stays; gradients are
 clipped to norm 1. Accuracy is checked every 100 updates on 256 held-out sequences. A task is solved where two checks in
-a row reach 99.5 %; the rate then falls to 0 in 1,000 more updates (copying: 200), and training ends: what is learned of
-induction in them is to hold on to the answer for longer than the training length. The papers train at one length;
-so does --one-length.
+a row reach 99.5 %. In the 1,000 updates after that (copying: 1,500), or in as many last ones where it is not solved,
+the rate falls to 0: what is learned of induction in them is to hold on to the answer for longer than the training
+length. The papers train at one length; so does --one-length. Griffin's window is half of the task's length, as theirs.
 
 --quick: induction at 16 tokens, copying of 3 data tokens (6 values) in 12; D = 32, 2 layers (griffin, hybrid 3; gau,
 flash 4); batches of 32, all of one length; rate 3e-3 (copying: 6e-3); 1,500 updates at most, solved at 98.5 %.
@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -67,7 +68,7 @@ class Setting:
 
 def published(name: str, length: int) -> Setting:
     """The sizes of the Griffin paper."""
-    recipe = Recipe(updates=4000, cooldown=1000) if name == "induction" else Recipe(updates=6000, shortest=32)
+    recipe = Recipe(4000, cooldown=1000) if name == "induction" else Recipe(6000, shortest=32, cooldown=1500)
     return Setting(Task(name, length), 64, 5, recipe)
 
 
@@ -124,7 +125,8 @@ class Run:
     @property
     def label(self) -> str:
         """What it is called in its folder."""
-        return f"{self.setting.task.name}-{self.setting.task.length}-{self.name}-{self.seed}"
+        name = re.sub(r"[^\w.,=-]+", "_", self.name)  # no file system forbids these
+        return f"{self.setting.task.name}-{self.setting.task.length}-{name}-{self.seed}"
 
     @property
     def files(self) -> tuple[Path, Path, Path]:

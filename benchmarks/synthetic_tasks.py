@@ -40,9 +40,6 @@ from rlseq.training.checkpoint import DAMAGED
 from rlseq.training.optim import build_optimizer
 
 TASKS = ("copying", "induction")
-OPTIONS: dict[str, dict[str, Any]] = {"transformer": {"preset": "modern", "heads": 4, "dropout": 0.0}}
-"""Options that are not a backbone's defaults; windows that have no default hold a whole training sequence."""
-
 WHOLE_PATTERN = {"griffin": 3, "hybrid": 3}
 """Layers that it takes for each kind of mixer to be there."""
 
@@ -124,11 +121,11 @@ class Recipe:
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1e-3, warmup=100, schedule="constant", weight_decay=0.0, clip=1.0)
     )
-    """AdamW; the rate is constant after the warm-up, until the cool-down."""
+    """AdamW; the rate is constant between the warm-up and the cool-down."""
     solved: float = 0.995
     """Accuracy on held-out sequences that, reached at two checks in a row, solves the task."""
-    cooldown: int = 200
-    """Updates after that, in which the rate falls to 0."""
+    cooldown: int = 1000
+    """The last of the updates, in which the rate falls to 0; they begin sooner where the task is solved sooner."""
     every: int = 100
     """Updates between two checks."""
     rows: int = 256
@@ -229,6 +226,17 @@ def split_options(text: str) -> list[str]:
     return parts
 
 
+def options_of(name: str, task: Task) -> dict[str, Any]:
+    """Options that are not a backbone's defaults; windows that have none hold a whole training sequence.
+
+    Griffin's local attention sees half of a training sequence (512 tokens of 1,024 and 128 of 256 in arXiv 2402.19427,
+    section 6.2).
+    """
+    if name == "transformer":
+        return {"preset": "modern", "heads": 4, "dropout": 0.0}
+    return {"window": task.length // 2} if name == "griffin" else {}
+
+
 def configure(text: str, task: Task, width: int, layers: int, tokens: int | None = None) -> Any:
     """A backbone's Config; one without MLPs gets two layers for one, which is about as many parameters.
 
@@ -245,7 +253,7 @@ def configure(text: str, task: Task, width: int, layers: int, tokens: int | None
     name, options = variant(text)
     layers = max(layers, WHOLE_PATTERN.get(name, 1))
     depth = layers if getattr(backbones.config_class(name), "has_mlp", True) else 2 * layers
-    config = backbones.configure(name, **{"width": width, "depth": depth, **OPTIONS.get(name, {}), **options})
+    config = backbones.configure(name, **{"width": width, "depth": depth, **options_of(name, task), **options})
     return backbones.for_tokens(config, task.tokens() if tokens is None else tokens)
 
 
@@ -273,7 +281,7 @@ def train(
     checkpoint: Path | None = None,
     show: Callable[[int, str], None] = lambda update, note: None,
 ) -> dict[str, Any]:
-    """Trains until the task is solved and cooled down, or the updates are used up.
+    """Trains until the task is solved or the updates are used up, with a cool-down at the end.
 
     Args:
         model: fresh weights; overwritten where there is a checkpoint.
@@ -300,8 +308,7 @@ def train(
     while log["updates"] < last:
         update = log["updates"]
         rate = recipe.optim.lr * min(1.0, (update + 1) / max(1, recipe.optim.warmup))
-        if log["solved_at"] is not None:
-            rate *= (last - update) / recipe.cooldown
+        rate *= min(1.0, (last - update) / min(recipe.cooldown, recipe.updates))
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = _update(model, task, recipe, generator, optimizer)

@@ -13,6 +13,7 @@ import torch
 
 from rlseq import backbones
 from rlseq.errors import ConfigError, RunError
+from rlseq.training import OptimConfig
 from tests.scripts import load, refusal, run_script
 
 synthetic, tasks = load("synthetic"), load("synthetic_tasks")
@@ -163,6 +164,39 @@ def test_a_solved_task_cools_down_and_ends() -> None:
     assert log["solved_at"] is not None
     assert log["updates"] == log["solved_at"] + 10 + 15
     assert [point["accuracy"] for point in log["curve"][-2:]] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("solved", [False, True])
+def test_the_rate_falls_to_0_at_the_end_solved_or_not(solved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    update = tasks._update
+
+    def watched(model: Any, task: Any, recipe: Any, generator: Any, optimizer: torch.optim.Optimizer) -> float:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return update(model, task, recipe, generator, optimizer)
+
+    monkeypatch.setattr(tasks, "_update", watched)
+    task = tasks.Task("induction", 3, vocabulary=2)
+    optim = OptimConfig(lr=1.0, warmup=2, schedule="constant", weight_decay=0.0, clip=1.0)
+    recipe = tasks.Recipe(12, 4, optim=optim, solved=0.0 if solved else 1.1, cooldown=4, every=1, rows=8)
+    tasks.train(tasks.build("hawk", task, 16, 1), task, recipe, 0)
+    falling = [1.0, 0.75, 0.5, 0.25]
+    assert rates == ([0.5, 1.0, *falling] if solved else [0.5, *[1.0] * 7, *falling])
+
+
+def test_the_files_of_a_run_have_names_that_every_file_system_takes(tmp_path: Path) -> None:
+    variant = 'hybrid:pattern=["rec","gau"],depth=4'
+    run = synthetic.Run(variant, synthetic.published("copying", 128), 0, tmp_path)
+    assert run.label == "copying-128-hybrid_pattern=_rec_,_gau_,depth=4-0"
+
+
+def test_griffin_sees_half_of_a_training_sequence() -> None:
+    def window(text: str, task: str, length: int) -> int:
+        return int(tasks.configure(text, tasks.Task(task, length), 64, 5).window)
+
+    assert window("griffin", "copying", 1024) == 512
+    assert window("griffin", "induction", 256) == 128
+    assert window("griffin:window=16", "induction", 256) == 16
 
 
 @pytest.mark.parametrize(
