@@ -12,14 +12,16 @@ induction   trained up to 256 tokens, 4,000 updates at most; then asked at 64, 1
 copying     16 data tokens in 128 and in 1,024, 6,000 updates at most.
 
 The recipe is the same for all: AdamW without weight decay, batches of 16 sequences of one length, drawn
-log-uniformly between 16 (copying: 32) and the task's; the rate rises to 1e-3 in 100 updates and stays; gradients are
-clipped to norm 1. Accuracy is checked every 100 updates on 256 held-out sequences. A task is solved where two checks in
-a row reach 99.5 %. In the 1,000 updates after that (copying: 1,500), or in as many last ones where it is not solved,
-the rate falls to 0: what is learned of induction in them is to hold on to the answer for longer than the training
-length. The papers train at one length; so does --one-length. Griffin's window is half of the task's length, as theirs.
+log-uniformly between 16 (copying: 32) and the task's; gradients are clipped to norm 1. The rate rises to 1e-3 in 100
+updates, stays, and falls to 0 in the last 1,000 (copying: 1,500). Accuracy is checked every 100 updates on 256 held-out
+sequences. A task is solved where two checks in a row reach 99.5 %; where the rate does not fall yet, it falls then, and
+the run ends sooner: what is learned of induction meanwhile is to hold on to the answer for longer than the training
+length. The papers train at one length; so does --one-length. Griffin's window is half of the task's length, as in its
+paper.
 
 --quick: induction at 16 tokens, copying of 3 data tokens (6 values) in 12; D = 32, 2 layers (griffin, hybrid 3; gau,
-flash 4); batches of 32, all of one length; rate 3e-3 (copying: 6e-3); 1,500 updates at most, solved at 98.5 %.
+flash 4); batches of 32, all of one length; rate 3e-3 (copying: 6e-3), falling in the last 50 updates of 1,500 at most;
+solved at 98.5 %.
 """
 
 from __future__ import annotations
@@ -136,8 +138,10 @@ class Run:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the result."""
-        return {"backbone": self.name, "seed": self.seed, **asdict(self.setting)}
+        """All that decides the result, as JSON gives it back."""
+        one = self.setting
+        config = asdict(configure(self.name, one.task, one.width, one.layers))
+        return json.loads(json.dumps({"backbone": self.name, "config": config, "seed": self.seed, **asdict(one)}))
 
     def check(self) -> None:
         """Raise RunError where the folder has this run with other settings, or a file of it is damaged."""

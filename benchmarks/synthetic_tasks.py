@@ -308,7 +308,7 @@ def train(
     while log["updates"] < last:
         update = log["updates"]
         rate = recipe.optim.lr * min(1.0, (update + 1) / max(1, recipe.optim.warmup))
-        rate *= min(1.0, (last - update) / min(recipe.cooldown, recipe.updates))
+        rate *= min(1.0, (last - update) / max(1, min(recipe.cooldown, recipe.updates)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = _update(model, task, recipe, generator, optimizer)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,22 +168,51 @@ def test_a_solved_task_cools_down_and_ends() -> None:
     assert [point["accuracy"] for point in log["curve"][-2:]] == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("solved", [False, True])
-def test_the_rate_falls_to_0_at_the_end_solved_or_not(solved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def rates_of(
+    monkeypatch: pytest.MonkeyPatch, updates: int, cooldown: int, solved_at: int | None = None, killed_at: int = 0
+) -> list[float]:
+    """Rates of the updates; checks from ``solved_at`` on are right, a killed run goes on from the check before."""
     rates: list[float] = []
-    update = tasks._update
+    update, checks = tasks._update, iter(range(1, 100))
 
     def watched(model: Any, task: Any, recipe: Any, generator: Any, optimizer: torch.optim.Optimizer) -> float:
         rates.append(optimizer.param_groups[0]["lr"])
         return update(model, task, recipe, generator, optimizer)
 
+    def kill(done: int, note: str) -> None:
+        if done == killed_at and len(rates) == done:
+            raise KeyboardInterrupt
+
     monkeypatch.setattr(tasks, "_update", watched)
+    monkeypatch.setattr(tasks, "accuracy", lambda *_: float(solved_at is not None and next(checks) >= solved_at))
     task = tasks.Task("induction", 3, vocabulary=2)
     optim = OptimConfig(lr=1.0, warmup=2, schedule="constant", weight_decay=0.0, clip=1.0)
-    recipe = tasks.Recipe(12, 4, optim=optim, solved=0.0 if solved else 1.1, cooldown=4, every=1, rows=8)
-    tasks.train(tasks.build("hawk", task, 16, 1), task, recipe, 0)
-    falling = [1.0, 0.75, 0.5, 0.25]
-    assert rates == ([0.5, 1.0, *falling] if solved else [0.5, *[1.0] * 7, *falling])
+    recipe = tasks.Recipe(updates, 4, optim=optim, cooldown=cooldown, every=1, rows=8)
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2 if killed_at else 1):
+            with contextlib.suppress(KeyboardInterrupt):
+                kept = Path(folder) / "run.pt"
+                tasks.train(tasks.build("hawk", task, 16, 1), task, recipe, 0, checkpoint=kept, show=kill)
+    return rates
+
+
+FALL = [1.0, 0.75, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("run", "rates"),
+    [
+        ({"updates": 12, "cooldown": 4}, [0.5, *[1.0] * 7, *FALL]),
+        ({"updates": 12, "cooldown": 4, "solved_at": 2}, [0.5, 1.0, 1.0, *FALL]),
+        ({"updates": 12, "cooldown": 4, "solved_at": 2, "killed_at": 5}, [0.5, 1.0, 1.0, 1.0, 0.75, 0.75, 0.5, 0.25]),
+        ({"updates": 12, "cooldown": 4, "solved_at": 9}, [0.5, *[1.0] * 7, *FALL]),
+        ({"updates": 4, "cooldown": 8}, [0.5, 0.75, 0.5, 0.25]),
+        ({"updates": 3, "cooldown": 0}, [0.5, 1.0, 1.0]),
+    ],
+    ids=["not solved", "solved", "solved, then killed", "solved in the last part", "all of it falls", "no fall"],
+)
+def test_the_rate_falls_to_0_at_the_end(run: dict[str, int], rates: list[float], monkeypatch: Any) -> None:
+    assert rates_of(monkeypatch, **run) == rates
 
 
 def test_the_files_of_a_run_have_names_that_every_file_system_takes(tmp_path: Path) -> None:
@@ -304,6 +335,10 @@ def test_the_tables_of_the_docs_are_those_of_the_runs_beside_them(capsys: pytest
     files = sorted((docs / "results" / "synthetic").glob("*.json"))
     results = [json.loads(file.read_text()) for file in files]
     assert len(results) >= len(backbones.available())
+    for result in results:
+        asked = result["settings"]
+        setting = synthetic.published(asked["task"]["name"], asked["task"]["length"])
+        assert asked == synthetic.Run(asked["backbone"], setting, asked["seed"], docs).settings
     synthetic.print_tables(results)
     printed = [line for line in capsys.readouterr().out.splitlines() if line]
     written = [line for line in (docs / "synthetic.md").read_text().splitlines() if line.startswith("|")]
