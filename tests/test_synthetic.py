@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,7 +168,13 @@ def test_a_solved_task_cools_down_and_ends() -> None:
 
 
 def rates_of(
-    monkeypatch: pytest.MonkeyPatch, updates: int, cooldown: int, solved_at: int | None = None, killed_at: int = 0
+    kept: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    updates: int,
+    cooldown: int,
+    solved_at: int | None = None,
+    killed_at: int = 0,
 ) -> list[float]:
     """Rates of the updates; checks from ``solved_at`` on are right, a killed run goes on from the check before."""
     rates: list[float] = []
@@ -188,11 +193,9 @@ def rates_of(
     task = tasks.Task("induction", 3, vocabulary=2)
     optim = OptimConfig(lr=1.0, warmup=2, schedule="constant", weight_decay=0.0, clip=1.0)
     recipe = tasks.Recipe(updates, 4, optim=optim, cooldown=cooldown, every=1, rows=8)
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(2 if killed_at else 1):
-            with contextlib.suppress(KeyboardInterrupt):
-                kept = Path(folder) / "run.pt"
-                tasks.train(tasks.build("hawk", task, 16, 1), task, recipe, 0, checkpoint=kept, show=kill)
+    for _ in range(2 if killed_at else 1):
+        with contextlib.suppress(KeyboardInterrupt):
+            tasks.train(tasks.build("hawk", task, 16, 1), task, recipe, 0, checkpoint=kept, show=kill)
     return rates
 
 
@@ -211,8 +214,10 @@ FALL = [1.0, 0.75, 0.5, 0.25]
     ],
     ids=["not solved", "solved", "solved, then killed", "solved in the last part", "all of it falls", "no fall"],
 )
-def test_the_rate_falls_to_0_at_the_end(run: dict[str, int], rates: list[float], monkeypatch: Any) -> None:
-    assert rates_of(monkeypatch, **run) == rates
+def test_the_rate_falls_to_0_at_the_end(
+    run: dict[str, int], rates: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rates_of(tmp_path / "run.pt", monkeypatch, **run) == rates
 
 
 def test_the_files_of_a_run_have_names_that_every_file_system_takes(tmp_path: Path) -> None:
@@ -228,6 +233,17 @@ def test_griffin_sees_half_of_a_training_sequence() -> None:
     assert window("griffin", "copying", 1024) == 512
     assert window("griffin", "induction", 256) == 128
     assert window("griffin:window=16", "induction", 256) == 16
+
+
+def test_a_result_made_with_other_options_of_the_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = synthetic.Run("griffin", synthetic.published("copying", 128), 0, tmp_path)
+    run.files[2].write_text(json.dumps({"settings": run.settings}))
+    run.check()
+    monkeypatch.setattr(synthetic, "configure", lambda name, *rest: tasks.configure(f"{name}:window=16", *rest))
+    with pytest.raises(RunError, match="must have this run's settings"):
+        run.check()
 
 
 @pytest.mark.parametrize(
