@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from outputs import check_picture
+from command_line import check_picture
 from scores import names_of
 from torch import Tensor
 

@@ -14,7 +14,6 @@ import argparse
 import functools
 import json
 import math
-import os
 import shlex
 import statistics
 import sys
@@ -24,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from command_line import check_file, check_picture, set_threads
 from kernel_cases import CASES, SWEEP, Case, Function, chunk_attention
-from outputs import check_file, check_picture
 from torch import Tensor
 
 from rlseq import kernels
@@ -240,12 +239,6 @@ def plot(rows: Sequence[Row], file: Path) -> None:
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper")
     figure.savefig(file, dpi=120)
-
-
-def set_threads(threads: int) -> None:
-    """One setting for torch and the kernels."""
-    torch.set_num_threads(threads)
-    os.environ["RLSEQ_NUM_THREADS"] = str(threads)
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from outputs import check_picture
+from command_line import check_picture
 
 import rlseq
 from rlseq.agents import Policy

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from outputs import check_picture
+from command_line import check_picture
 
 from rlseq.errors import RunError
 
@@ -148,7 +148,8 @@ def read(folders: Sequence[Path]) -> Groups:
         if (folder / "result.json").is_file():
             finished.append(load(folder))
         else:
-            print(f"{folder} is not finished: left out", file=sys.stderr)
+            what = "is not finished" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
+            print(f"{folder} {what}: left out", file=sys.stderr)
     groups: dict[Group, list[dict[str, Any]]] = defaultdict(list)
     for run, name in zip(finished, names_of([run.config for run in finished]), strict=True):
         dataset = dataset_of(run.config)

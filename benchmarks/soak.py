@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from outputs import check_file
+from command_line import check_file
 from rich import box
 from rich.console import Console
 from rich.table import Table

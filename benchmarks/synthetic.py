@@ -38,10 +38,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from synthetic_tasks import TASKS, Model, Recipe, Task, accuracy, build, configure, stream, train, widened
+from command_line import threads
+from synthetic_tasks import (
+    TASKS,
+    Model,
+    Recipe,
+    Task,
+    accuracy,
+    build,
+    configure,
+    stream,
+    train,
+    variant,
+    widened,
+)
 
 from rlseq import backbones
-from rlseq.errors import RlseqError, RunError
+from rlseq.errors import ConfigError, RlseqError, RunError
 from rlseq.progress import ProgressBar
 from rlseq.provenance import provenance
 from rlseq.report import write_json
@@ -160,6 +173,19 @@ class Run:
             if settings != self.settings:
                 raise RunError(f"run: {earlier} must have this run's settings, got others. Give another --out.")
 
+    def try_one(self) -> None:
+        """Raise ConfigError where the model cannot be made or cannot read a sequence; a finished run has."""
+        if self.files[0].exists():
+            return
+        task, backbone = self.setting.task, variant(self.name)[0]
+        model = build(self.name, task, self.setting.width, self.setting.layers)
+        try:
+            with backbones.plug_in_errors(backbone, "read a sequence"):
+                accuracy(model, task, 1, stream(0), length=task.least)
+        except RuntimeError as error:
+            told = str(error).splitlines()[0]
+            raise ConfigError(f"run: {self.name} must read a sequence, got {told}. Make it smaller.") from error
+
 
 def result_of(run: Run) -> Result:
     """One run's result: read where it is whole, else trained, evaluated and written."""
@@ -270,10 +296,13 @@ def plot(results: Sequence[Result], out: Path) -> None:
 
 def chosen(options: argparse.Namespace) -> list[Setting]:
     """The settings that the command line asks for, in order."""
+    tasks = dict.fromkeys(options.task)
     if options.quick:
-        settings = [quick(name) for name in options.task]
+        settings = [quick(name) for name in tasks]
     else:
-        settings = [published(name, length) for name in options.task for length in options.length or LENGTHS[name]]
+        settings = [
+            published(name, length) for name in tasks for length in dict.fromkeys(options.length or LENGTHS[name])
+        ]
     if options.updates is not None:
         settings = [replace(one, recipe=replace(one.recipe, updates=options.updates)) for one in settings]
     if options.one_length:
@@ -297,25 +326,22 @@ def main() -> None:
     parser.add_argument("--updates", type=int, metavar="N", help="most updates of a run")
     parser.add_argument("--one-length", action="store_true", help="every batch has the task's length, as published")
     parser.add_argument("--quick", action="store_true", help="small instances instead, seconds each")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; RLSEQ_NUM_THREADS has the kernels'")
+    parser.add_argument("--threads", type=threads, default=1, help="of torch; RLSEQ_NUM_THREADS has the kernels'")
     options = parser.parse_args()
     if options.quick and options.length:
         parser.error("--quick has lengths of its own; leave --length out.")
-    if options.threads < 1 or (options.updates is not None and options.updates < 1):
-        parser.error("--updates and --threads must be at least 1.")
+    if options.updates is not None and options.updates < 1:
+        parser.error("--updates must be at least 1.")
     if not 0 <= min(options.seed) <= max(options.seed) < 2**32:
         parser.error("--seed must be at least 0 and less than 2^32.")
     if importlib.util.find_spec("matplotlib") is None:
         parser.error("the plots need matplotlib: pip install rlseq[plot].")
     try:
-        settings = chosen(options)
-        for name in options.backbones:
-            build(name, settings[0].task, settings[0].width, settings[0].layers)
-        runs = [
-            Run(name, one, seed, options.out) for one in settings for name in options.backbones for seed in options.seed
-        ]
+        names, seeds = dict.fromkeys(options.backbones), dict.fromkeys(options.seed)
+        runs = [Run(name, one, seed, options.out) for one in chosen(options) for name in names for seed in seeds]
         for one in runs:
             one.check()
+            one.try_one()
         options.out.mkdir(parents=True, exist_ok=True)
     except (RlseqError, OSError) as error:
         parser.error(str(error))

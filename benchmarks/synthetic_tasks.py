@@ -260,7 +260,7 @@ def configure(text: str, task: Task, width: int, layers: int, tokens: int | None
 def build(text: str, task: Task, width: int, layers: int, tokens: int | None = None) -> Model:
     """A fresh model from torch's random numbers; see ``configure``."""
     config = configure(text, task, width, layers, tokens)
-    return Model(backbones.load(variant(text)[0]).build(config), config.width, task.vocabulary)
+    return Model(backbones.from_config(variant(text)[0], config), config.width, task.vocabulary)
 
 
 def widened(model: Model, wider: Model) -> Model:

@@ -25,8 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from outputs import check_file, check_picture
+from command_line import check_file, check_picture, set_threads, threads
 from train_contenders import (
     Contender,
     names,
@@ -160,23 +159,24 @@ def main() -> None:
     )
     parser.add_argument("--backbones", nargs="+", default=everything, metavar="NAME", help=", ".join(everything))
     parser.add_argument("--dataset", default="bundled:halfcheetah-medium-replay")
-    parser.add_argument("--threads", type=int, default=1, help="of torch and of the kernels")
+    parser.add_argument("--threads", type=threads, default=1, help="of torch and of the kernels")
     parser.add_argument("--rounds", type=int, default=7, help="updates of each contender that are timed")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="with the table sweep: draw it (needs matplotlib)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args()
+    options.backbones = list(dict.fromkeys(options.backbones))
     unknown = [name for name in options.backbones if name not in everything]
     if unknown:
         parser.error(f"--backbones must be of {', '.join(everything)}, got {' '.join(unknown)}.")
-    if min(options.threads, options.rounds) < 1:
-        parser.error("--threads and --rounds must be at least 1.")
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1.")
     if options.plot and "sweep" not in options.tables:
         parser.error("--plot draws the table sweep; add --tables sweep.")
     if "sweep" in options.tables and set(options.backbones) == {rivals.NAME}:
         parser.error(f"--tables sweep must have a backbone of rlseq, got {rivals.NAME} alone. Add one.")
     check_picture(parser, options.plot)
     check_file(parser, options.json)
-    torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     try:
         store = data.open_dataset(options.dataset)
     except (RlseqError, OSError) as error:

@@ -53,7 +53,7 @@ def parameters(name: str, width: int) -> int:
     """Parameters of a backbone alone; the window decides those of a bias only, so any will do."""
     backbone, options = options_of(name)
     config = backbones.for_tokens(backbones.configure(backbone, width=width, **options), 60)
-    return backbones.parameter_count(backbones.load(backbone).build(config))
+    return backbones.parameter_count(backbones.from_config(backbone, config))
 
 
 def width_for(name: str, wanted: int) -> int:

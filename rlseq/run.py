@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlseq import agents, backbones, data, envs, evaluation
@@ -175,6 +176,7 @@ def train_experiment(
     for part in (store, held_out):
         if part is not None:
             _try_one_batch(agent, part, experiment)
+    _acting_sizes(agent, experiment)
     if resume:
         newest = checkpoint.latest(out)
         checkpoint.load_weights(newest, agent)
@@ -218,6 +220,16 @@ def _try_one_batch(agent: agents.Agent, store: data.TrajectoryStore, experiment:
     except RuntimeError as error:
         told = str(error).splitlines()[0]
         raise ConfigError(f"train: the agent must take a batch of {experiment.dataset}, got {told}.") from error
+
+
+def _acting_sizes(agent: agents.Agent, experiment: Experiment) -> dict[str, int]:
+    """What a step of acting takes, after one step, so that a plug-in that cannot act is found where this is asked."""
+    backbone = getattr(agent, "backbone", None)
+    with backbones.plug_in_errors(experiment.backbone or "", "act step by step"):
+        policy = agent.policy(1)
+        policy.predict(np.zeros(agent.info.obs_size, np.float32), policy.initial_state())
+        flops = 0 if backbone is None else backbones.step_flops(backbone, experiment.backbone_options.width)
+    return {"state_bytes": policy.state_bytes, "step_flops": flops}
 
 
 def _check_unfinished(out: Path, update: int, experiment: Experiment) -> None:
@@ -280,22 +292,17 @@ class _Run:
             for found in self._evaluations(agent, self.experiment.eval.episodes):
                 self._log_scores(found, trainer.update)
                 scores.append(found)
-        state_bytes = agent.policy(1).state_bytes
-        backbone = getattr(agent, "backbone", None)
-        flops = 0 if backbone is None else backbones.step_flops(backbone, self.experiment.backbone_options.width)
+        sizes = {"parameters": self.parameters, **_acting_sizes(agent, self.experiment)}
         result = {
             "updates": trainer.update,
             "train_seconds": trainer.train_seconds,
             "env_steps_per_s": trainer.env_steps / max(trainer.train_seconds, 1e-9),
-            "parameters": self.parameters,
-            "state_bytes": state_bytes,
-            "step_flops": flops,
+            **sizes,
             "evaluations": [s.as_dict() for s in scores],
             "dataset": {"id": agent.info.id, "return_max": agent.stats.return_max, "steps": agent.stats.steps},
             **provenance(),
         }
         write_json(self.out / "result.json", result)
-        sizes = {"parameters": self.parameters, "state_bytes": state_bytes, "step_flops": flops}
         figures = {f"hparam/{name}": float(value) for name, value in sizes.items()}
         if scores:
             figures["hparam/return_mean"] = scores[0].as_dict()["return_mean"]

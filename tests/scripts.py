@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +25,10 @@ def load(name: str) -> Any:
 
 
 def run_script(monkeypatch: pytest.MonkeyPatch, module: Any, *arguments: object) -> None:
-    """Runs a script with these arguments; it may set torch's threads for itself alone."""
+    """Runs a script with these arguments; it may set the threads for itself alone."""
     monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
     threads = torch.get_num_threads()
+    monkeypatch.setenv("RLSEQ_NUM_THREADS", os.environ.get("RLSEQ_NUM_THREADS", str(threads)))
     try:
         module.main()
     finally:

@@ -34,6 +34,17 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return refusal(capsys, lambda: run_script(monkeypatch, scores, *arguments))
 
 
+def test_what_is_no_finished_run_is_named_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = folder(tmp_path / "run")
+    (tmp_path / "begun").mkdir()
+    run_script(monkeypatch, scores, run, tmp_path / "begun", tmp_path / "none", run / "result.json")
+    told = capsys.readouterr().err.splitlines()
+    wanted = [("begun", "is not finished"), ("none", "does not exist"), ("run/result.json", "is no folder")]
+    assert told == [f"{tmp_path / name} {what}: left out" for name, what in wanted]
+
+
 def test_runs_that_differ_in_an_option_have_a_row_each_named_by_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

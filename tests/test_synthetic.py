@@ -255,7 +255,11 @@ def test_a_result_made_with_other_options_of_the_model_is_refused(
         (["--backbones", "hawk:heads"], "must be OPTION=VALUE, got 'heads'"),
         (["--backbones", "griffin:windows=9"], "window"),
         (["--backbones", "griffin:window=x"], "window must be a whole number"),
-        (["--updates", "0"], "--updates and --threads must be at least 1"),
+        (["--backbones", "hawk:width=1000000000"], "the weights of hawk must fit into the memory"),
+        (["--backbones", "hawk", "transformer:window=100000000000000"], "window=100000000000000 must read a sequence"),
+        (["--updates", "0"], "--updates must be at least 1"),
+        (["--threads", "0"], "must be 1 to "),
+        (["--threads", "99999999"], "the cores of this machine, got 99999999"),
         (["--seed", "-1"], "--seed must be at least 0"),
         (["--quick", "--length", "64"], "leave --length out"),
     ],
@@ -286,7 +290,7 @@ def test_the_script_trains_resumes_and_draws(
     result = json.loads((tmp_path / files[0]).read_text())
     assert [point["update"] for point in result["curve"]] == [50, 60]
     assert list(result["lengths"]) == ["4", "8", "16", "32", "64", "128"]
-    run_script(monkeypatch, synthetic, *arguments)
+    run_script(monkeypatch, synthetic, *arguments, "--task", "induction", "induction", "--backbones", "hawk", "hawk")
     again = capsys.readouterr()
     assert again.out.splitlines()[1:] == first.out.splitlines()[1:]
     assert not again.err

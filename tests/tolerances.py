@@ -99,3 +99,7 @@ POLICY_REPLAY = 1e-5
 LOSS = 1e-5
 # absolute; returns of up to 15 steps in rows against lone environments
 ROLLOUT = 1e-4
+
+# least cosine of a backbone's bfloat16 gradients, all in one vector, to those in float32; measured: 0.9980 of the
+# Transformer, 0.9995 and more of the others
+BF16_GRADIENT_COSINE = 0.996

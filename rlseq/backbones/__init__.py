@@ -145,8 +145,7 @@ def from_config(name: str, config: Any) -> nn.Module:
         if not re.search("memory|overflow", str(error), re.IGNORECASE):
             raise
         raise ConfigError(
-            f"from_config: the weights of {name} must fit into the memory, got width {config.width} and depth "
-            f"{config.depth}. Make it smaller."
+            f"from_config: the weights of {name} must fit into the memory, got {config}. Make it smaller."
         ) from error
     if not isinstance(model, nn.Module):
         raise ConfigError(

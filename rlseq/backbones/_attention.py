@@ -21,23 +21,32 @@ from rlseq.kernels import AttentionState, ChunkState, local_attention, local_att
 
 
 @dataclass(frozen=True)
-class AttentionConfig(WindowConfig):
-    """Options of softmax attention."""
-
-    kind: ClassVar[str] = "attn"
+class HeadsConfig(WindowConfig):
+    """Options of attention with several heads."""
 
     heads: int = 4
     """Query heads; they divide the width."""
     key_heads: int | None = None
     """Heads of keys and values; they divide the query heads, and 1 is multi-query. None: one for every query head."""
-    rope: float = 1.0
-    """Share of a head's entries that rotary position embedding turns, in [0, 1]; 0: no positions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self.where, heads=self.heads)
         if self.key_heads is not None:
             check_positive(self.where, key_heads=self.key_heads)
+
+
+@dataclass(frozen=True)
+class AttentionConfig(HeadsConfig):
+    """Options of softmax attention."""
+
+    kind: ClassVar[str] = "attn"
+
+    rope: float = 1.0
+    """Share of a head's entries that rotary position embedding turns, in [0, 1]; 0: no positions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         check_fraction(self.where, whole=True, rope=self.rope)
 
     def mixer(self, width: int, dropout: float, output_std_scale: float) -> AttentionMixer:

@@ -27,33 +27,28 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from rlseq.backbones._attention import AttentionConfig
+from rlseq.backbones._attention import AttentionConfig, HeadsConfig
 from rlseq.backbones._pattern import stack
-from rlseq.backbones._protocol import check_choice, check_positive
-from rlseq.backbones._stack import StackConfig, WindowConfig
+from rlseq.backbones._protocol import check_choice
+from rlseq.backbones._stack import StackConfig
 
 Preset = Literal["decision-transformer", "modern"]
 
 
 @dataclass(frozen=True)
-class Config(WindowConfig, StackConfig):
+class Config(HeadsConfig, StackConfig):
     """Options of the Transformer."""
 
     dropout: float = 0.1
     """Fraction dropped of attention weights and of what each half-layer adds, in training only."""
     heads: int = 1
     """Attention heads; they divide the width."""
-    key_heads: int | None = None
-    """Heads of keys and values; they divide the heads, and 1 is multi-query. None: as many as heads."""
     preset: Preset = "decision-transformer"
     """decision-transformer: LayerNorm, ReLU MLP, no positions; modern: RMSNorm, gated MLP, rotary positions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self.where, get_args(Preset), preset=self.preset)
-        check_positive(self.where, heads=self.heads)
-        if self.key_heads is not None:
-            check_positive(self.where, key_heads=self.key_heads)
 
     def attention(self) -> AttentionConfig:
         """The options of every layer's attention."""

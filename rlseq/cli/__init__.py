@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rlseq.errors import RlseqError
 
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False).set_defaults(command=name)
     known = parser.parse_args(arguments[:1])
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.append(folder)  # plug-ins beside the user, as `python -m` finds them; last, so that it shadows nothing
     try:
         importlib.import_module(f"rlseq.cli.{known.command}").main(arguments[1:])
     except BrokenPipeError:  # the reader of a pipe, such as head, has enough

@@ -22,7 +22,9 @@ def main(arguments: list[str]) -> None:
     from rlseq import backbones, config, run
     from rlseq.training import checkpoint
 
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(
+        prog="rlseq train", usage="%(prog)s [OPTIONS], all shown by %(prog)s --help", add_help=False, allow_abbrev=False
+    )
     for name in ("--recipe", "--agent", "--backbone", "--out"):
         first.add_argument(name)
     first.add_argument("--resume", action="store_true")

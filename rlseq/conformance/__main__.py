@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rlseq.backbones import parameter_count, state_bytes
+from rlseq.backbones import parameter_count, plug_in_errors, state_bytes
 from rlseq.conformance import check, subject
 from rlseq.errors import RlseqError, UnknownNameError
 
@@ -28,8 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.compiler not in (known := torch.compiler.list_backends(exclude_tags=None)):
             raise UnknownNameError("backend of torch.compile", given.compiler, known)
         tested = subject(given.backbone, options, cases=given.cases, steps=given.steps, compiler=given.compiler)
-        model = tested.model(torch.float32)
-        state = state_bytes(model.init_state(1))
+        with plug_in_errors(given.backbone, "make a model and a state"):
+            model = tested.model(torch.float32)
+            state = state_bytes(model.init_state(1))
     except json.JSONDecodeError as error:
         parser.error(f"--option must be NAME=JSON, such as window=7, got {error.doc!r} as JSON.")
     except RlseqError as error:

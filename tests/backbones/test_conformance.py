@@ -11,6 +11,7 @@ import torch
 from rlseq import backbones, conformance
 from rlseq.conformance.__main__ import main
 from rlseq.conformance._subject import cases
+from tests.tolerances import BF16_GRADIENT_COSINE
 
 
 @functools.cache
@@ -22,6 +23,38 @@ def subject(name: str, **options: Any) -> conformance.Subject:
 @pytest.mark.parametrize("name", backbones.available())
 def test_backbone_keeps_the_law(name: str, law: str) -> None:
     conformance.LAWS[law](subject(name))
+
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("transformer", {"preset": "modern"}),
+    ("gau", {"norm": "scale"}),
+    ("hawk", {"decay_init": "hold"}),
+    ("griffin", {"decay_init": "hold"}),
+    ("aaren", {"norm": "rms", "mlp": "gated"}),
+    ("hybrid", {"pattern": ["attn", "gau", "rec"]}),
+]
+
+
+@pytest.mark.parametrize("law", [law for law in conformance.LAWS if "compiled" not in law])
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_other_options_keep_the_law(name: str, options: dict[str, Any], law: str) -> None:
+    conformance.LAWS[law](conformance.subject(name, options, cases=2, steps=100))
+
+
+@pytest.mark.parametrize("name", backbones.available())
+def test_bfloat16_gradients_point_where_those_of_float32_do(name: str) -> None:
+    """Of a bfloat16 model, and of a float32 model under autocast; the cosine over all parameters."""
+    for case in cases(conformance.subject(name, cases=4), torch.bfloat16):
+        weight, found = torch.randn(case.x.shape, generator=case.generator), []
+        for dtype, autocast in ((torch.bfloat16, False), (torch.float32, False), (torch.float32, True)):
+            case.model.to(dtype)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                y, _ = case.model(case.x.to(dtype), None, case.reset)
+            gradients = torch.autograd.grad((y.float() * weight).sum(), list(case.model.parameters()))
+            found.append(torch.cat([gradient.float().flatten() for gradient in gradients]))
+        half, whole, mixed = found
+        for one in (half, mixed):
+            assert torch.nn.functional.cosine_similarity(one, whole, dim=0) > BF16_GRADIENT_COSINE
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's compiler does

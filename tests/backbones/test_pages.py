@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from rlseq import backbones, kernels
 
@@ -17,12 +18,13 @@ FOLDER = Path(backbones.__file__).parent
 
 
 def named(page: str) -> Iterator[tuple[list[Path], str]]:
-    """What stands in backticks in the last column of a page's table of equations, with the files it must be in.
+    """What stands in backticks in the column ``code`` of a page's tables of equations, with the files it must be in.
 
     That is the file that the cell names before it, else any file of backbones.
     """
-    table = page.partition("## Equations and code")[2].partition("\n\n|")[2].partition("\n\n")[0]
-    for row in table.splitlines()[2:]:
+    section = page.partition("## Equations and code")[2].partition("\n## ")[0]
+    tables = [table.splitlines() for table in section.split("\n\n") if table.startswith("|")]
+    for row in (row for head, _, *rows in tables if head.endswith("| code |") for row in rows):
         files = sorted(FOLDER.glob("*.py"))
         for name in re.findall(r"`([^`]+)`", row.rstrip("| ").rpartition(" | ")[2]):
             if name.endswith(".py"):
@@ -36,6 +38,8 @@ def found(files: list[Path], name: str) -> bool:
         return files[0].is_file()
     if name.startswith("kernels."):
         return hasattr(kernels, name.removeprefix("kernels."))
+    if name.startswith("torch.nn."):
+        return hasattr(nn, name.removeprefix("torch.nn."))
     owner, _, member = name.partition("=")[0].partition(".")
     for file in files:
         module = importlib.import_module(f"rlseq.backbones.{file.stem}")
@@ -66,8 +70,12 @@ def test_page_names_code_that_is_there(backbone: str) -> None:
         ("`kernels.scan`", False),
         ("`key_heads=1`", True),
         ("`no_heads=1`", False),
+        ("`torch.nn.LayerNorm`", True),
+        ("`torch.nn.NoNorm`", False),
     ],
 )
 def test_name_of_nothing_is_noticed(cell: str, there: bool) -> None:
-    page = f"## Equations and code\n\n| paper | code |\n|---|---|\n| eq. 1 | {cell} |\n\n"
-    assert all(found(files, name) for files, name in named(page)) == there
+    table = f"| paper | code |\n|---|---|\n| eq. 1 | {cell} |\n\n"
+    first = "| paper | code |\n|---|---|\n| eq. 0 | `Block` |\n\n"
+    for page in (table, first + table, f"{table}## Options\n\n| paper | code |\n|---|---|\n| | `no.py` |\n"):
+        assert all(found(files, name) for files, name in named(f"## Equations and code\n\n{page}")) == there

@@ -195,6 +195,56 @@ def test_a_forward_that_raises_is_one_line_before_a_folder_is_made(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("return y, y", "raise ValueError('no step')", "act step by step, got ValueError: no step"),
+        ("return y, y", "return y", "act step by step, got "),
+        ("        weight = self.inner.weight\n", "        raise ValueError('no state')\n", "got ValueError: no state"),
+        ("        weight = self.inner.weight\n", "        return None\n", "act step by step, got AttributeError: "),
+    ],
+)
+def test_a_step_that_fails_is_one_line_before_a_folder_is_made(
+    old: str,
+    new: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # a forward of its own, which needs neither a step nor a state
+    forward = "def forward(self, x, state=None, reset=None):\n"
+    text = LEAKY.replace(old, new, 1).replace(forward, f"{forward}        return x, x\n")
+    name, out = plug_in(tmp_path, monkeypatch, text), tmp_path / "run"
+    monkeypatch.setattr(rlseq.data, "open_dataset", lambda _: toy_store())
+    told = one_line(capsys, ["train", "--dataset", "toy", "--backbone", name, "--out", str(out), *QUICK[4:]])
+    assert f"backbone plug-in {name}: it must " in told
+    assert message in told
+    assert not out.exists()
+
+
+def test_a_state_that_fails_is_one_line_of_the_checker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = LEAKY.replace("        weight = self.inner.weight\n", "        raise ValueError('no state')\n")
+    name = plug_in(tmp_path, monkeypatch, text)
+    with pytest.raises(SystemExit, match="2"):
+        main([name])
+    assert f"{name}: it must make a model and a state, got ValueError: no state." in capsys.readouterr().err
+
+
+def test_a_plug_in_beside_the_user_is_found_without_a_path(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside/mine.py").write_text("")  # without Config and build
+    script = "import sys; sys.path = [p for p in sys.path if p]; from rlseq.cli import main; sys.exit(main())"
+    environment = {**os.environ, "PYTHONPATH": str(Path(rlseq.__file__).parents[1])}
+    command = [sys.executable, "-P", "-c", script, "train", "--dataset", "toy", "--backbone", "beside.mine"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "must define Config and build, got 'beside.mine' without Config and build" in done.stderr
+
+
 @pytest.mark.parametrize("line", ["1 / 0", "import no_such_library", "raise ValueError('two\\nlines')"])
 def test_package_of_a_plug_in_that_does_not_import_is_one_line(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

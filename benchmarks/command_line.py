@@ -1,10 +1,13 @@
-"""Files that a script is to write at its end, checked before its work begins."""
+"""What several scripts check of their command lines before their work begins: files to write, threads."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 from pathlib import Path
+
+import torch
 
 
 def check_file(parser: argparse.ArgumentParser, file: Path | None) -> None:
@@ -29,3 +32,17 @@ def check_picture(parser: argparse.ArgumentParser, file: Path | None) -> None:
     known = sorted(FigureCanvasBase.get_supported_filetypes())
     if file.suffix[1:].lower() not in known:
         parser.error(f"--plot must end in one of {', '.join(known)}, got {file.name}. Choose one of them.")
+
+
+def threads(text: str) -> int:
+    """The type of an option: threads, from 1 to as many as the machine has cores."""
+    most = os.cpu_count() or 1
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"must be 1 to {most}, the cores of this machine, got {text}.")
+    return int(text)
+
+
+def set_threads(count: int) -> None:
+    """One setting for torch and the kernels."""
+    torch.set_num_threads(count)
+    os.environ["RLSEQ_NUM_THREADS"] = str(count)
