@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import check_picture
+from command_line import check_picture, threads
 
 import rlseq
 from rlseq.agents import Policy
@@ -333,11 +333,11 @@ def parsed() -> tuple[argparse.Namespace, list[Run]]:
     parser.add_argument("--updates", type=int, metavar="N", help="instead of the recipe's")
     parser.add_argument("--engine", choices=list(ENGINES), default="onnx", help="what runs a step of the policy")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw success against length")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; RLSEQ_NUM_THREADS has the kernels'")
+    parser.add_argument("--threads", type=threads, default=1, help="of torch; RLSEQ_NUM_THREADS has the kernels'")
     options = parser.parse_args()
-    numbers: Iterable[int] = (*options.lengths, options.episodes, options.corridor, options.threads)
+    numbers: Iterable[int] = (*options.lengths, options.episodes, options.corridor)
     if min(numbers) < 1 or (options.updates is not None and options.updates < 1):
-        parser.error("--lengths, --episodes, --corridor, --updates and --threads must be at least 1.")
+        parser.error("--lengths, --episodes, --corridor and --updates must be at least 1.")
     if max(options.lengths) > 2**31 - 1 or options.corridor > 10_000:
         parser.error("--lengths must be below 2^31 and --corridor at most 10,000.")
     if not 0 <= min(options.seed) <= max(options.seed) < 2**32:

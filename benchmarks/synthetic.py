@@ -54,7 +54,7 @@ from synthetic_tasks import (
 )
 
 from rlseq import backbones
-from rlseq.errors import ConfigError, RlseqError, RunError
+from rlseq.errors import RlseqError, RunError
 from rlseq.progress import ProgressBar
 from rlseq.provenance import provenance
 from rlseq.report import write_json
@@ -179,12 +179,11 @@ class Run:
             return
         task, backbone = self.setting.task, variant(self.name)[0]
         model = build(self.name, task, self.setting.width, self.setting.layers)
-        try:
-            with backbones.plug_in_errors(backbone, "read a sequence"):
-                accuracy(model, task, 1, stream(0), length=task.least)
-        except RuntimeError as error:
-            told = str(error).splitlines()[0]
-            raise ConfigError(f"run: {self.name} must read a sequence, got {told}. Make it smaller.") from error
+        with (
+            backbones.memory_errors(f"run: a state of {backbone}", self.name),
+            backbones.plug_in_errors(backbone, "read a sequence"),
+        ):
+            accuracy(model, task, 1, stream(0), length=task.least)
 
 
 def result_of(run: Run) -> Result:
@@ -336,6 +335,7 @@ def main() -> None:
         parser.error("--seed must be at least 0 and less than 2^32.")
     if importlib.util.find_spec("matplotlib") is None:
         parser.error("the plots need matplotlib: pip install rlseq[plot].")
+    torch.set_num_threads(options.threads)
     try:
         names, seeds = dict.fromkeys(options.backbones), dict.fromkeys(options.seed)
         runs = [Run(name, one, seed, options.out) for one in chosen(options) for name in names for seed in seeds]
@@ -345,7 +345,6 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
     except (RlseqError, OSError) as error:
         parser.error(str(error))
-    torch.set_num_threads(options.threads)
     print(json.dumps(provenance(shlex.join(["python", "benchmarks/synthetic.py", *sys.argv[1:]]))), flush=True)
     try:
         results = [result_of(one) for one in runs]

@@ -176,7 +176,7 @@ def train_experiment(
     for part in (store, held_out):
         if part is not None:
             _try_one_batch(agent, part, experiment)
-    _acting_sizes(agent, experiment)
+    _try_acting(agent, experiment)
     if resume:
         newest = checkpoint.latest(out)
         checkpoint.load_weights(newest, agent)
@@ -222,12 +222,13 @@ def _try_one_batch(agent: agents.Agent, store: data.TrajectoryStore, experiment:
         raise ConfigError(f"train: the agent must take a batch of {experiment.dataset}, got {told}.") from error
 
 
-def _acting_sizes(agent: agents.Agent, experiment: Experiment) -> dict[str, int]:
-    """What a step of acting takes, after one step, so that a plug-in that cannot act is found where this is asked."""
-    backbone = getattr(agent, "backbone", None)
-    with backbones.plug_in_errors(experiment.backbone or "", "act step by step"):
-        policy = agent.policy(1)
-        policy.predict(np.zeros(agent.info.obs_size, np.float32), policy.initial_state())
+def _try_acting(agent: agents.Agent, experiment: Experiment) -> dict[str, int]:
+    """Two steps of three rows, thrown away; the bytes of a row's state and the FLOPs of a token's step."""
+    backbone, obs = getattr(agent, "backbone", None), np.zeros((3, agent.info.obs_size), np.float32)
+    with torch.random.fork_rng(), backbones.plug_in_errors(experiment.backbone or "", "act step by step"):
+        policy = agent.policy(3)  # a step that gives one tensor of two rows would pass for a pair
+        _, state = policy.predict(obs, policy.initial_state())
+        policy.predict(obs, state, reward=np.zeros(3, np.float32))
         flops = 0 if backbone is None else backbones.step_flops(backbone, experiment.backbone_options.width)
     return {"state_bytes": policy.state_bytes, "step_flops": flops}
 
@@ -292,7 +293,7 @@ class _Run:
             for found in self._evaluations(agent, self.experiment.eval.episodes):
                 self._log_scores(found, trainer.update)
                 scores.append(found)
-        sizes = {"parameters": self.parameters, **_acting_sizes(agent, self.experiment)}
+        sizes = {"parameters": self.parameters, **_try_acting(agent, self.experiment)}
         result = {
             "updates": trainer.update,
             "train_seconds": trainer.train_seconds,

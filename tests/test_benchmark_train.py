@@ -22,7 +22,7 @@ train = load("train")
         (["--dataset", "nope"], "'nope'"),
         (["--dataset", "bundled:nope"], "nope"),
         (["--backbones", "hawkk"], "got hawkk"),
-        (["--threads", "99999999"], "the cores of this machine, got 99999999"),
+        (["--threads", "99999999"], "must be 1 to 1024, got 99999999"),
         (["--rounds", "0"], "--rounds must be at least 1"),
         (["--json", "."], "must be a file, got a folder"),
         (["--json", "none/x.json"], "is no folder"),

@@ -102,4 +102,4 @@ ROLLOUT = 1e-4
 
 # least cosine of a backbone's bfloat16 gradients, all in one vector, to those in float32; measured: 0.9980 of the
 # Transformer, 0.9995 and more of the others
-BF16_GRADIENT_COSINE = 0.996
+BF16_GRADIENT_COSINE = 0.992

@@ -39,7 +39,9 @@ __all__ = [
     "from_config",
     "is_recurrent",
     "load",
+    "memory_errors",
     "parameter_count",
+    "plug_in_errors",
     "state_bytes",
     "step_flops",
 ]
@@ -138,15 +140,8 @@ def from_config(name: str, config: Any) -> nn.Module:
         ConfigError: options that do not fit each other or the memory, or a plug-in whose ``build`` fails.
     """
     module = load(name)
-    try:
-        with plug_in_errors(name, "build"):
-            model = module.build(config)
-    except (RuntimeError, TypeError, OverflowError) as error:
-        if not re.search("memory|overflow", str(error), re.IGNORECASE):
-            raise
-        raise ConfigError(
-            f"from_config: the weights of {name} must fit into the memory, got {config}. Make it smaller."
-        ) from error
+    with memory_errors(f"from_config: the weights of {name}", str(config)), plug_in_errors(name, "build"):
+        model = module.build(config)
     if not isinstance(model, nn.Module):
         raise ConfigError(
             f"from_config: build of {name} must return an nn.Module, got {type(model).__name__}. "
@@ -159,6 +154,22 @@ def from_config(name: str, config: Any) -> nn.Module:
             f"{', '.join(missing)}. Write it."
         )
     return model
+
+
+@contextmanager
+def memory_errors(what: str, given: str) -> Iterator[None]:
+    """What is larger than the memory becomes a ConfigError of one line; other errors pass as they are.
+
+    Args:
+        what: is made inside, after the name of the caller.
+        given: the options that it comes from.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if not re.search("memory|overflow", str(error), re.IGNORECASE):
+            raise
+        raise ConfigError(f"{what} must fit into the memory, got {given}. Make it smaller.") from error
 
 
 @contextmanager

@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False).set_defaults(command=name)
     known = parser.parse_args(arguments[:1])
-    if (folder := str(Path.cwd())) not in sys.path:
-        sys.path.append(folder)  # plug-ins beside the user, as `python -m` finds them; last, so that it shadows nothing
     try:
+        if (folder := str(Path.cwd())) not in sys.path:
+            sys.path.append(folder)  # plug-ins beside the user, as `python -m` finds them, but after what is installed
         importlib.import_module(f"rlseq.cli.{known.command}").main(arguments[1:])
     except BrokenPipeError:  # the reader of a pipe, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

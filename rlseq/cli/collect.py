@@ -21,7 +21,7 @@ Policies (--policy, --expert):
                      VecNormalize beside it is not read. Loading runs code of the file: open only what you trust.
   RUN                a run folder of rlseq train; --target-return asks for a return
   module:function    called as function(env, seed) at the start of every episode; returns a function that is called
-                     with an observation and returns an action. The module's folder must be on PYTHONPATH.
+                     with an observation and returns an action. The module lies in this folder or on PYTHONPATH.
 
 Reference scores: 0 is the mean return of the random policy, 1 that of --expert, or else of the policy itself
 without noise; --ref-min and --ref-max win over both.

@@ -29,9 +29,9 @@ from rlseq.errors import RlseqError
 
 __all__ = ["LAWS", "TOLERANCE", "Case", "ContractError", "Subject", "check", "subject"]
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.16}
-"""Largest difference allowed, relative to the largest feature or 1; bfloat16: twice the most of 40
-cases of each backbone, 0.079 of FLASH (a token that rounding of its input alone moves by 0.02); the next have 0.027."""
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.11}
+"""Largest difference allowed, relative to the largest feature or 1; bfloat16: four times the 0.027 measured over 40
+cases of each backbone but FLASH, whose worst token is off by 0.079."""
 
 Law: TypeAlias = Callable[["Subject"], None]
 Run: TypeAlias = Callable[[Any, Tensor, State, Tensor | None], tuple[Tensor, State]]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rlseq.backbones import parameter_count, plug_in_errors, state_bytes
+from rlseq.backbones import memory_errors, parameter_count, plug_in_errors, state_bytes
 from rlseq.conformance import check, subject
 from rlseq.errors import RlseqError, UnknownNameError
 
@@ -28,15 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.compiler not in (known := torch.compiler.list_backends(exclude_tags=None)):
             raise UnknownNameError("backend of torch.compile", given.compiler, known)
         tested = subject(given.backbone, options, cases=given.cases, steps=given.steps, compiler=given.compiler)
-        with plug_in_errors(given.backbone, "make a model and a state"):
+        with (
+            memory_errors(f"conformance: a state of {given.backbone}", " ".join(given.option)),
+            plug_in_errors(given.backbone, "make a model and a state"),
+        ):
             model = tested.model(torch.float32)
             state = state_bytes(model.init_state(1))
     except json.JSONDecodeError as error:
         parser.error(f"--option must be NAME=JSON, such as window=7, got {error.doc!r} as JSON.")
     except RlseqError as error:
         parser.error(str(error))
-    except RuntimeError as error:  # a state beyond the memory
-        parser.error(f"{given.backbone} must make a model and a state, got {str(error).splitlines()[0]}")
     print(f"{given.backbone}: {tested.config}")
     print(f"{parameter_count(model):,} parameters, {state:,} bytes of state a row")
     failures = 0

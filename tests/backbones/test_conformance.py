@@ -127,7 +127,14 @@ def test_command_line_prints_a_line_a_law(monkeypatch: pytest.MonkeyPatch, capsy
         (["hawk", "--option", "heads=0"], "heads must be a whole number >= 1, got 0"),
         (["hawk", "--option", "cases=3"], "unknown option of backbone hawk 'cases'"),
         (["hawk", "--option", "name=3"], "unknown option of backbone hawk 'name'"),
-        (["transformer", "--option", "window=1000000000000"], "transformer must make a model and a state, got "),
+        (
+            ["transformer", "--option", "window=1000000000000"],
+            "a state of transformer must fit into the memory, got win",
+        ),
+        (
+            ["transformer", "--option", f"window={10**20}"],
+            "a state of transformer must fit into the memory, got window=",
+        ),
         (["hawk", "--cases", "0"], "cases must be a whole number >= 1, got 0"),
         (["hawk", "--steps", "0"], "steps must be a whole number >= 1, got 0"),
         (["hawk", "--compiler", "induktor"], "Did you mean 'inductor'?"),

@@ -200,6 +200,8 @@ def test_a_forward_that_raises_is_one_line_before_a_folder_is_made(
     [
         ("return y, y", "raise ValueError('no step')", "act step by step, got ValueError: no step"),
         ("return y, y", "return y", "act step by step, got "),
+        ("return y, y", "return y, None", "act step by step, got AttributeError: "),
+        ("return y, y", "return y, y[:, :3]", "act step by step, got RuntimeError: "),
         ("        weight = self.inner.weight\n", "        raise ValueError('no state')\n", "got ValueError: no state"),
         ("        weight = self.inner.weight\n", "        return None\n", "act step by step, got AttributeError: "),
     ],
@@ -234,7 +236,6 @@ def test_a_state_that_fails_is_one_line_of_the_checker(
 
 
 def test_a_plug_in_beside_the_user_is_found_without_a_path(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("")
     (tmp_path / "beside").mkdir()
     (tmp_path / "beside/mine.py").write_text("")  # without Config and build
     script = "import sys; sys.path = [p for p in sys.path if p]; from rlseq.cli import main; sys.exit(main())"
