@@ -136,6 +136,17 @@ def test_exceptions_of_a_plug_in_are_findings(
     assert "forward_equals_steps: got ZeroDivisionError: no step here" in capsys.readouterr().out
 
 
+def told_by_train(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    """The one line with which a training with this plug-in, called NAME, is refused before its folder is made."""
+    name, out = plug_in(tmp_path, monkeypatch, text), tmp_path / "run"
+    monkeypatch.setattr(rlseq.data, "open_dataset", lambda _: toy_store())
+    told = one_line(capsys, ["train", "--dataset", "toy", "--backbone", name, "--out", str(out), *QUICK[4:]])
+    assert not out.exists()
+    return told.replace(name, "NAME")
+
+
 FORM = "must be a frozen dataclass with width and depth, got another in 'NAME'"
 
 
@@ -172,27 +183,20 @@ def test_plug_in_that_cannot_be_used_is_one_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    name, out = plug_in(tmp_path, monkeypatch, LEAKY.replace(old, new, 1)), tmp_path / "run"
-    message = message.replace("NAME", name)
+    assert message in told_by_train(LEAKY.replace(old, new, 1), tmp_path, monkeypatch, capsys)
+    name = f"outside_{tmp_path.name}.mine"
     with pytest.raises(SystemExit) as stopped:
         main([name])
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
-    monkeypatch.setattr(rlseq.data, "open_dataset", lambda _: toy_store())
-    told = one_line(capsys, ["train", "--dataset", "toy", "--backbone", name, "--out", str(out), *QUICK[4:]])
-    assert message in told
-    assert not out.exists()
+    assert message.replace("NAME", name) in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_forward_that_raises_is_one_line_before_a_folder_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = LEAKY.replace("features = []", "raise ValueError('no\\nforward')")
-    name, out = plug_in(tmp_path, monkeypatch, text), tmp_path / "run"
-    monkeypatch.setattr(rlseq.data, "open_dataset", lambda _: toy_store())
-    told = one_line(capsys, ["train", "--dataset", "toy", "--backbone", name, "--out", str(out), *QUICK[4:]])
+    told = told_by_train(text, tmp_path, monkeypatch, capsys)
     assert "it must take a batch of toy, got ValueError: no. Mend the plug-in." in told
-    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -217,12 +221,9 @@ def test_a_step_that_fails_is_one_line_before_a_folder_is_made(
     # a forward of its own, which needs neither a step nor a state
     forward = "def forward(self, x, state=None, reset=None):\n"
     text = LEAKY.replace(old, new, 1).replace(forward, f"{forward}        return x, x\n")
-    name, out = plug_in(tmp_path, monkeypatch, text), tmp_path / "run"
-    monkeypatch.setattr(rlseq.data, "open_dataset", lambda _: toy_store())
-    told = one_line(capsys, ["train", "--dataset", "toy", "--backbone", name, "--out", str(out), *QUICK[4:]])
-    assert f"backbone plug-in {name}: it must " in told
+    told = told_by_train(text, tmp_path, monkeypatch, capsys)
+    assert "backbone plug-in NAME: it must " in told
     assert message in told
-    assert not out.exists()
 
 
 def test_a_state_that_fails_is_one_line_of_the_checker(
