@@ -270,7 +270,7 @@ def plot(results: Sequence[Result], out: Path) -> None:
             for axis, key in zip(axes, ("update", "seconds"), strict=True):
                 (lines[one["settings"]["backbone"]],) = axis.plot(*drawn(one, key), color=color)
         axes[0].set(xlabel="updates", ylabel="accuracy on held-out sequences", ylim=(0, 1.02))
-        axes[1].set(xlabel="seconds of training")
+        axes[1].set(xlabel="seconds of training", xscale="log")
         figure.suptitle(f"{name}, {length} tokens")
         figure.legend(lines.values(), lines, loc="outside right upper")
         figure.savefig(out / f"{name}-{length}.png", dpi=120)
