@@ -6,9 +6,10 @@ python benchmarks/scores.py runs/matrix/*/
 A run is 3,000 updates of 1,280 environment steps (1,200 in rows of 200), then ten episodes for each of two target
 returns, one inside the data and one beyond it, in recurrent and in window mode, with the last checkpoint. All read one
 `joint` token a step without timestep embeddings; beside them stand the published Transformer, three tokens a step
-with timestep embeddings, Aaren with its paper's norm and MLP, behaviour cloning of all and of the best tenth of the
-episodes, and an MLP that reads the return-to-go. Each job has one thread. Runs that are finished are kept, unfinished
-ones go on from their last checkpoint, so the command may be stopped and given again. --dry-run prints the commands.
+with timestep embeddings, Aaren with its paper's norm and MLP, Aaren on a stream where it forgets its past at random,
+behaviour cloning of all and of the best tenth of the episodes, and an MLP that reads the return-to-go. Each job has one
+thread. Runs that are finished are kept, unfinished ones go on from their last checkpoint, so the command may be stopped
+and given again. --dry-run prints the commands.
 """
 
 from __future__ import annotations
@@ -41,10 +42,12 @@ CLONING = ["--agent", "behaviour_cloning"]
 CONTROLS = {
     "published": ["--recipe", "transformer"],
     "aaren-paper": [*PAPER, *REGIMES["k20"]],
+    "aaren-forget": ["--backbone", "aaren", *JOINT, *REGIMES["stream"], "--agent.forget", "0.005"],
     "bc": CLONING,
     "bc-top": [*CLONING, "--top", "0.1"],
     "mlp": [*CLONING, "--agent.return-conditioned"],
 }
+EVERYTHING = [*backbones.available(), *CONTROLS]
 OWN = {"transformer": ["--recipe", "default"]}
 """The Transformer's own recipe is the published one, with another learning rate and schedule."""
 INTERRUPTED_EXIT = 130
@@ -124,13 +127,12 @@ class Trainings:
 
 def main() -> None:
     """Runs what is not finished, and says what failed."""
-    everything = [*backbones.available(), *CONTROLS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the run folders are")
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--datasets", nargs="+", choices=list(DATASETS), default=list(DATASETS))
-    parser.add_argument("--agents", nargs="+", choices=everything, default=everything)
+    parser.add_argument("--agents", nargs="+", choices=EVERYTHING, default=EVERYTHING)
     parser.add_argument("--regimes", nargs="+", choices=list(REGIMES), default=list(REGIMES))
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
