@@ -54,7 +54,7 @@ class AttentionConfig(HeadsConfig):
         return AttentionMixer(
             width,
             self.heads,
-            self.ring(),
+            self.known_window(),
             dropout,
             key_heads=self.key_heads,
             rope=self.rope,

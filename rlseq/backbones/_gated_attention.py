@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rlseq.backbones._attention import token_positions
 from rlseq.backbones._protocol import check_choice, check_positive, device_and_dtype
-from rlseq.backbones._rope import turns
+from rlseq.backbones._rope import cosines_and_sines
 from rlseq.backbones._stack import MixerConfig, StackConfig, WindowConfig, fan_in_linear
 from rlseq.kernels import (
     AttentionState,
@@ -57,7 +57,7 @@ class GauConfig(WindowConfig):
 
     def mixer(self, width: int, dropout: float, output_std_scale: float) -> GauMixer:
         """See ``MixerConfig.mixer``; relu^2 weights are not dropped."""
-        return GauMixer(width, self.ring(), output_std_scale)
+        return GauMixer(width, self.known_window(), output_std_scale)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class GatedAttention(nn.Module):
     def project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Gate u and values v (..., 2 D), and the queries and keys (..., s), of tokens (..., D) at positions (...)."""
         x = self.inner(x)
-        u, v, *views = gated_projections(x, self.gamma, self.beta, *turns(position, self.size // 2 * 2, x.dtype))
+        rotation = cosines_and_sines(position, self.size // 2 * 2, x.dtype)
+        u, v, *views = gated_projections(x, self.gamma, self.beta, *rotation)
         return u, v, tuple(views)
 
 

@@ -30,7 +30,7 @@ def rotate(x: Tensor, position: Tensor, size: int) -> Tensor:
     """
     if size == 0:
         return x
-    cosine, sine = turns(position, size, x.dtype)
+    cosine, sine = cosines_and_sines(position, size, x.dtype)
     rest = cosine.new_ones(()).expand(*cosine.shape[:-1], x.shape[-1] - size)
     function: Callable[..., Tensor] = _Rotation.apply
     return function(x, torch.cat([cosine, cosine, rest], dim=-1).unsqueeze(-2), sine.unsqueeze(-2))
@@ -70,14 +70,14 @@ def _turned(x: Tensor, factor: Tensor, sine: Tensor) -> Tensor:
     return y
 
 
-def turns(position: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def cosines_and_sines(position: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines (..., R / 2) of the angles of tokens at positions (...), for the first R = ``size`` entries."""
     eager = position.device.type == "cpu" and not torch.compiler.is_compiling()
     if eager and position.dim() > 1 and position.numel() > 0:
         first, last = (int(one) for one in position.aminmax())
         if last - first < position.numel() // 2:
             # rows share positions: a table of them is smaller
-            table = turns(torch.arange(first, last + 1), size, dtype)
+            table = cosines_and_sines(torch.arange(first, last + 1), size, dtype)
             index = (position - first).flatten()
             cosine, sine = (one.index_select(0, index).unflatten(0, position.shape) for one in table)
             return cosine, sine

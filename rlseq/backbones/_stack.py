@@ -100,8 +100,8 @@ class WindowConfig(MixerConfig):
         """With a window of ``tokens`` where there is none yet."""
         return self if self.window is not None else replace(self, window=tokens)
 
-    def ring(self) -> int:
-        """The window.
+    def known_window(self) -> int:
+        """The window, a number of tokens.
 
         Raises:
             ConfigError: it is still None.
@@ -186,7 +186,7 @@ def halves(linear: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fan_in_linear(inputs: int, outputs: int, std_scale: float = 1.0) -> nn.Linear:
-    """A linear with weights N(0, std_scale / sqrt(inputs)) and bias 0."""
+    """A linear with weights N(0, std_scale^2 / inputs) and bias 0."""
     linear = nn.Linear(inputs, outputs)
     nn.init.normal_(linear.weight, std=std_scale * inputs**-0.5)
     nn.init.zeros_(linear.bias)
@@ -286,10 +286,10 @@ class Stack(nn.Module):
         check_tokens("forward", x, self.width, reset, rank=3)
         states = (None,) * len(self.blocks) if state is None else state
         self._check_state("forward", states, x.shape[0])
-        again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         following = []
         for block, block_state in zip(self._blocks(), states, strict=True):
-            if again:
+            if recompute:
                 x, block_state = checkpoint(block, x, block_state, reset, use_reentrant=False)
             else:
                 x, block_state = block(x, block_state, reset)

@@ -13,7 +13,7 @@ z = m + log u and o = w / u.
 Differs from the paper:
 - LayerNorm before each half-layer, as in ``transformer``, and no dropout on attention weights: they are never formed.
 - The state is kept in float64.
-- The query starts as N(0, 0.02); the paper does not say.
+- The query starts as N(0, 0.02^2), the linears as torch's nn.Linear, biases included; the paper does not say.
 - Options ``norm`` and ``mlp``, for layers like Hawk's: see docs/results.md for what they change.
 """
 

@@ -14,9 +14,9 @@ Differs from the paper:
 - Positions count from the episode's first token.
 - The bias is one vector of ``window`` learned numbers, whatever the window; the paper's code has a Toeplitz matrix of
   learned numbers for sequences up to 512 tokens, and one made by RoPE of two learned vectors beyond.
-- gamma starts as N(0, 1), the paper's as N(0, 0.02): with the constant divisor content would count only late. The bias
-  of a distance starts at window^-1/2, so that a unit averages at first; the paper's starts as N(0, 0.02).
-- W's initial values are N(0, 1/D), W_o's N(0, 2 / (depth 2 D)), as in the other backbones here.
+- gamma starts as N(0, 1), the paper's as N(0, 0.02^2): with the constant divisor content would count only late. The
+  bias of a distance starts at window^-1/2, so that a unit averages at first; the paper's starts as N(0, 0.02^2).
+- W's initial values are N(0, 1/D), W_o's N(0, 2 / (depth 2 D)), as in Griffin.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Softmax attention (Vaswani et al. 2017, arXiv 1706.03762, eq. 1) of every head h
 
 preset decision-transformer: x += W_o attention(norm(x)); x += W_2 relu(W_1 norm(x)); a last norm, as Decision
 Transformer (Chen et al. 2021, arXiv 2106.01345, section 3 and appendix A) takes it over from GPT-2: LayerNorm, learned
-biases, weights N(0, 0.02), dropout on attention weights and on what each half-layer adds.
+biases, weights N(0, 0.02^2), dropout on attention weights and on what each half-layer adds.
 
 preset modern: RMSNorm, rotary positions on whole heads, counted from the episode's first token, and a GeLU-gated MLP of
 3 D units: the Transformer++ of FLASH (Hua et al. 2022, arXiv 2202.10447, section 4) with Griffin's MLP.

@@ -216,11 +216,11 @@ def test_an_mlp_without_units_is_refused(mlp: type[GatedMLP] | type[TwoLayerMLP]
 def test_window_is_filled_in_once_and_needed_at_the_end() -> None:
     options = WindowConfig()
     assert not options.recurrent
-    assert options.for_tokens(60).ring() == 60
-    assert options.for_tokens(60).for_tokens(9).ring() == 60
+    assert options.for_tokens(60).known_window() == 60
+    assert options.for_tokens(60).for_tokens(9).known_window() == 60
     assert WindowConfig(window=7).for_tokens(60) == WindowConfig(window=7)
     with pytest.raises(ConfigError, match="window must be a number of tokens, got None"):
-        options.ring()
+        options.known_window()
     with pytest.raises(ConfigError, match="window must be a whole number >= 1, got -1"):
         WindowConfig(window=-1)
     with pytest.raises(NotImplementedError):
