@@ -3,8 +3,10 @@
 MINARI_DATASETS_PATH=... python benchmarks/matrix.py --out runs/matrix [--jobs 2] [--seeds 0 1 2] [--dry-run]
 python benchmarks/scores.py runs/matrix/*/
 
-A run is 3,000 updates of 1,280 environment steps (1,200 in rows of 200), then ten episodes for each of two target
-returns, one inside the data and one beyond it, in recurrent and in window mode, with the last checkpoint. All read one
+A run is 3,000 updates of about 1,280 environment steps (rows of 20: 1,268 on HalfCheetah and 1,184 on Hopper, where
+more windows reach beyond an episode's end and are padded; rows of 200: 1,261 and 1,311; streams: 1,200), then ten
+episodes for each of two target returns, one inside the data and one beyond it, in recurrent and in window mode, with
+the last checkpoint. All read one
 `joint` token a step without timestep embeddings; beside them stand the published Transformer, three tokens a step
 with timestep embeddings, Aaren with its paper's norm and MLP, Aaren on a stream where it forgets its past at random,
 behaviour cloning of all and of the best tenth of the episodes, and an MLP that reads the return-to-go. Each job has one
@@ -31,6 +33,8 @@ DATASETS = {
     "halfcheetah": ("minari:rlseq/halfcheetah/medium-replay-v0", ("4200", "6000")),
     "hopper": ("minari:rlseq/hopper/medium-replay-v0", ("1000", "3000")),
 }
+LONG_ROWS = {"halfcheetah": "7", "hopper": "15"}
+"""Rows of 200 in a batch: a row holds 180 and 87 steps in the mean, the rest is padding beyond the episode's end."""
 REGIMES = {
     "k20": ["--window", "20"],
     "k200": ["--window", "200"],
@@ -88,6 +92,7 @@ def runs(out: Path, seeds: list[int], datasets: list[str], chosen: list[str], re
                     continue
                 for regime in regimes:
                     options = [*common, *OWN.get(name, []), "--backbone", name, *JOINT, *REGIMES[regime]]
+                    options += ["--batch-size", LONG_ROWS[data]] if regime == "k200" else []
                     found.append(Run(out / f"{data}-{name}-{regime}-seed{seed}", options))
     return found
 

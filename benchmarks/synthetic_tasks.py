@@ -234,6 +234,8 @@ def options_of(name: str, task: Task) -> dict[str, Any]:
     """
     if name == "transformer":
         return {"preset": "modern", "heads": 4, "dropout": 0.0}
+    if name == "flash":
+        return {"chunk": min(64, task.length // 2)}
     return {"window": task.length // 2} if name == "griffin" else {}
 
 

@@ -3,9 +3,10 @@
 python benchmarks/train.py [--tables joint-20 ...] [--backbones hawk aaren ...] [--rounds 7] [--json FILE]
 python benchmarks/train.py --tables sweep --plot FILE.png
 
-Tables: joint-20 (1,280 environment steps an update as 64 windows of 20, one token a step), interleaved-20 (three
-tokens a step), interleaved-1000 (one window of 1,000 steps, 3,000 tokens, attention over all of them), sweep (joint,
-4,096 steps an update, rows of K = 20 to 4,096). `rlseq bench acting` times acting.
+Tables: joint-20 (64 windows of 20 environment steps an update, one token a step; the few windows that reach beyond an
+episode's end are padded), interleaved-20 (three tokens a step), interleaved-1000 (one whole episode of 1,000 steps,
+3,000 tokens, attention over all of them), sweep (joint, 4,096 steps an update, whole episodes end to end in rows of K
+= 20 to 4,096). `rlseq bench acting` times acting.
 Whole optimiser updates: batch, forward, backward, clip, AdamW; no dropout; every backbone is as wide as it must be to
 have the parameters of the Transformer of width 128 and depth 3. The contenders take turns, so that noise of the machine
 hits all. An agent whose steps do not equal its window is not timed. Memory is what the process's resident set rose by.
@@ -43,8 +44,11 @@ from rlseq.progress import ProgressBar
 from rlseq.provenance import provenance
 
 Row = dict[str, Any]
-TABLES = {"joint-20": ("joint", 20), "interleaved-20": ("interleaved", 20), "interleaved-1000": ("interleaved", 1000)}
-STEPS_PER_UPDATE = 1280
+TABLES = {
+    "joint-20": ("joint", data.SamplerConfig("window", 20, 64)),
+    "interleaved-20": ("interleaved", data.SamplerConfig("window", 20, 64)),
+    "interleaved-1000": ("interleaved", data.SamplerConfig("pack", 1000, 1)),
+}
 SWEEP = (20, 64, 200, 512, 1024, 2048, 4096)
 SWEEP_STEPS = 4096
 WIDTH = 128
@@ -86,50 +90,60 @@ def rows_of(contenders: Sequence[tuple[Contender, float]], rounds: int) -> list[
     return rows
 
 
-def compare(chosen: Sequence[str], store: data.TrajectoryStore, tokens: str, window: int, rounds: int) -> list[Row]:
-    """One table: every contender at K = window."""
+def compare(
+    chosen: Sequence[str], store: data.TrajectoryStore, tokens: str, cut: data.SamplerConfig, rounds: int
+) -> list[Row]:
+    """Figures of every contender, with the same batches."""
     wanted = parameters("transformer", WIDTH)
-    cut = data.SamplerConfig("window", window, max(1, STEPS_PER_UPDATE // window))
-    made = [
-        peak_megabytes(functools.partial(ours, name, store, cut, tokens, width_for(name, wanted)))
+    makers = [
+        functools.partial(rival, store, cut, WIDTH)
+        if name == rivals.NAME
+        else functools.partial(ours, name, store, cut, tokens, width_for(name, wanted))
         for name in chosen
-        if name != rivals.NAME
     ]
-    if rivals.NAME in chosen:
-        made.append(peak_megabytes(functools.partial(rival, store, cut, WIDTH)))
-    rows = rows_of(made, rounds)
+    makers[0]().update()  # the first one in a process loads code, which is no memory of its own
+    return rows_of([peak_megabytes(make) for make in makers], rounds)
+
+
+def print_table(table: str, rows: Sequence[Row]) -> None:
+    """Markdown: a row for each contender, and how often it is as fast as Hugging Face's and as the Transformer."""
+    tokens, cut = TABLES[table]
     speed = {row["contender"]: row["env_steps_per_s"] for row in rows}
     against = [name for name in (rivals.NAME, "transformer") if name in speed]
-    print(f"\n{tokens}, K = {window}, {cut.batch_size * window:,} environment steps an update\n")
-    print("| backbone | width | parameters | env-steps/s | least .. most | peak MB |", end="")
-    print("".join(f" / {name} |" for name in against))
-    print("|---" * (6 + len(against)) + "|")
+    header = ["backbone", "width", "parameters", "env-steps/s", "least .. most", "peak MB"]
+    header += [f"/ {name}" for name in against]
+    print(f"\n{tokens}, K = {cut.window}, {cut.batch_size} x {cut.window:,} environment steps an update\n")
+    print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
     for row in rows:
-        ratios = "".join(f" {row['env_steps_per_s'] / speed[name]:.2f} |" for name in against)
-        print(
-            f"| {row['contender']} | {row['width']} | {row['parameters']:,} | {row['env_steps_per_s']:,.0f} "
-            f"| {row['least']:,.0f} .. {row['most']:,.0f} | {row['peak_megabytes']:,.0f} |{ratios}",
-            flush=True,
-        )
-    return rows
+        cells = [row["contender"], str(row["width"]), f"{row['parameters']:,}", f"{row['env_steps_per_s']:,.0f}"]
+        cells += [f"{row['least']:,.0f} .. {row['most']:,.0f}", f"{row['peak_megabytes']:,.0f}"]
+        cells += [f"{row['env_steps_per_s'] / speed[name]:.2f}" for name in against]
+        print(f"| {' | '.join(cells)} |")
+    sys.stdout.flush()
 
 
 def sweep(chosen: Sequence[str], store: data.TrajectoryStore, rounds: int) -> list[Row]:
-    """Microseconds of an environment step by K, joint tokens, whole episodes end to end in rows of K."""
+    """Figures of every backbone at every K, joint tokens, whole episodes end to end in rows of K."""
     wanted = parameters("transformer", WIDTH)
     rows: list[Row] = []
-    print(f"\njoint, {SWEEP_STEPS:,} environment steps an update: us of a step by K\n")
-    print("| backbone | " + " | ".join(map(str, SWEEP)) + " |\n" + "|---" * (len(SWEEP) + 1) + "|", flush=True)
     for name in chosen:
         if name == rivals.NAME:
             continue
         width = width_for(name, wanted)
         cuts = [data.SamplerConfig("stream", window, SWEEP_STEPS // window) for window in SWEEP]
         made = [peak_megabytes(functools.partial(ours, name, store, cut, "joint", width)) for cut in cuts]
-        found = rows_of(made, rounds)
-        print(f"| {name} | " + " | ".join(f"{1e6 / row['env_steps_per_s']:.0f}" for row in found) + " |", flush=True)
-        rows += found
+        rows += rows_of(made, rounds)
     return rows
+
+
+def print_sweep(rows: Sequence[Row]) -> None:
+    """Markdown: microseconds of an environment step, a row for each backbone and a column for each K."""
+    print(f"\njoint, {SWEEP_STEPS:,} environment steps an update: us of a step by K\n")
+    print("| backbone | " + " | ".join(map(str, SWEEP)) + " |\n" + "|---" * (len(SWEEP) + 1) + "|")
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        own = [f"{1e6 / row['env_steps_per_s']:.0f}" for row in rows if row["contender"] == name]
+        print(f"| {name} | {' | '.join(own)} |")
+    sys.stdout.flush()
 
 
 def plot(rows: Sequence[Row], file: Path) -> None:
@@ -187,10 +201,12 @@ def main() -> None:
     for table in options.tables:
         if table == "sweep":
             figures[table] = sweep(options.backbones, store, options.rounds)
+            print_sweep(figures[table])
             if options.plot:
                 plot(figures[table], options.plot)
         else:
             figures[table] = compare(options.backbones, store, *TABLES[table], options.rounds)
+            print_table(table, figures[table])
     if options.json is not None:
         options.json.write_text(json.dumps({**where, **figures}, indent=2) + "\n")
 

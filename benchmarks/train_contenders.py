@@ -19,8 +19,10 @@ from rlseq.training import OptimConfig, Trainer, TrainingConfig
 from rlseq.training.optim import build_optimizer
 
 WIDTHS = range(64, 257, 8)
+CHECKED = 200
+"""Steps that are checked: beyond all windows and chunks of 64 tokens, so that eviction and earlier chunks count too."""
 SAME = 1e-4
-"""Largest difference of actions in [-1, 1] between one window and its steps: float32, three layers, 20 steps."""
+"""Largest difference of actions in [-1, 1] between one window and its steps: float32, three layers, 200 steps."""
 MODERN = "transformer-modern"
 
 
@@ -72,13 +74,13 @@ def agent_of(name: str, store: data.TrajectoryStore, window: int, tokens: str, w
 
 def check(agent: agents.Agent, store: data.TrajectoryStore) -> None:
     """Steps with a carried state give the actions of one window; SystemExit where not."""
-    one = data.make_sampler(store.episodes([0]), data.SamplerConfig("stream", 20, 1), 0)
+    one = data.make_sampler(store.episodes([0]), data.SamplerConfig("stream", CHECKED, 1), 0)
     batch = next(one)
     inputs = agent.eval().window_inputs(batch)
     with torch.inference_mode():
         whole, _ = agent(inputs)
         state, steps = agent.init_state(1), []
-        for t in range(20):
+        for t in range(CHECKED):
             action, state = agent.step(type(inputs)(*(x[:, t : t + 1] for x in inputs)), state)
             steps.append(action)
     difference = float((torch.stack(steps, dim=1) - whole).abs().max())

@@ -1,14 +1,87 @@
-"""The benchmark of training: what it cannot time or write is said before it begins."""
+"""The benchmark of training: what is wrong is not timed, and what it cannot time or write is said before it begins."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from rlseq import data
+from rlseq.backbones import _attention, _gated_attention
 from tests.scripts import load, refusal, run_script
 
-train = load("train")
+train, contenders = load("train"), load("train_contenders")
+
+
+def without_earlier_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = _gated_attention.GatedAttention.project
+
+    def wrong(self: Any, x: torch.Tensor, position: torch.Tensor) -> Any:
+        u, v, (q_quad, k_quad, q_lin, k_lin) = project(self, x, position)
+        return u, v, (q_quad, k_quad, q_lin * (x.ndim < 3), k_lin)  # right step by step
+
+    monkeypatch.setattr(_gated_attention.GatedAttention, "project", wrong)
+
+
+def without_eviction(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = _attention.local_attention
+    monkeypatch.setattr(
+        _attention, "local_attention", lambda q, k, v, window, **rest: attention(q, k, v, len(q[0]), **rest)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"), [("flash", without_earlier_chunks), ("griffin", without_eviction)], ids=lambda one: str(one)[:9]
+)
+def test_what_is_wrong_beyond_the_first_chunk_or_window_is_not_timed(
+    name: str, spoil: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = data.open_dataset("bundled:halfcheetah-medium-replay")
+    agent = contenders.agent_of(name, store, 20, "joint", 64)
+    contenders.check(agent, store)
+    spoil(monkeypatch)
+    with pytest.raises(SystemExit, match="refused to time"):
+        contenders.check(agent, store)
+
+
+def test_the_tables_and_the_file_have_every_contender(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "figures.json"
+    monkeypatch.setattr(contenders, "WIDTHS", (64,))
+    monkeypatch.setattr(train, "SWEEP", (4, 16))
+    monkeypatch.setattr(train, "SWEEP_STEPS", 32)
+    monkeypatch.setitem(train.TABLES, "joint-20", ("joint", data.SamplerConfig("window", 20, 2)))
+    asked = ("--tables", "joint-20", "sweep", "--backbones", "hawk", "transformer", "--rounds", 1, "--json", file)
+    run_script(monkeypatch, train, *asked)
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    figures = json.loads(file.read_text())
+    assert [row["contender"] for row in figures["joint-20"]] == ["hawk", "transformer"]
+    assert [(row["contender"], row["window"]) for row in figures["sweep"]] == [
+        ("hawk", 4),
+        ("hawk", 16),
+        ("transformer", 4),
+        ("transformer", 16),
+    ]
+    assert figures["commit"]
+    assert printed[3].endswith("| 1.00 |")
+    for row in figures["joint-20"]:
+        assert f"| {row['env_steps_per_s']:,.0f} |" in "".join(printed[2:4])
+    assert (
+        printed[6] == "| hawk | " + " | ".join(f"{1e6 / r['env_steps_per_s']:.0f}" for r in figures["sweep"][:2]) + " |"
+    )
+
+
+def test_memory_is_what_was_held_at_once_beyond_what_was_there_before() -> None:
+    def make() -> Any:
+        return contenders.Contender("one", "joint", 1, 1, 1, 1, lambda: torch.ones(50, 1024, 1024).sum())
+
+    _, megabytes = contenders.peak_megabytes(make)
+    if megabytes == megabytes:  # not a number but on Linux
+        assert 190 < megabytes < 260
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -86,7 +87,8 @@ def test_each_run_has_two_rows_and_a_panel(
 ) -> None:
     folders = [trained(tmp_path / "a"), trained(tmp_path / "b", "aaren"), trained(tmp_path / "c", seed=3)]
     run_script(monkeypatch, carried, *folders, "--rows", 2, "--plot", tmp_path / "carried.png")
-    header, _, *rows = capsys.readouterr().out.strip().splitlines()
+    where, header, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert json.loads(where)["command"].startswith("python benchmarks/carried.py ")
     assert header == "| agent | state | 0 to 19 | 20 to 29 |"
     names = [f"| {agent}, K={WINDOW}, seed {seed}" for agent, seed in (("hawk, joint", 0), ("aaren, joint", 0))]
     names += [f"| hawk, joint, K={WINDOW}, seed 3"]

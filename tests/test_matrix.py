@@ -44,6 +44,13 @@ def test_all_backbones_run_in_all_regimes_and_the_controls_once(tmp_path: Path) 
     assert [run.folder.name for run in found[:3]] == [f"hopper-hawk-{regime}-seed0" for regime in matrix.REGIMES]
 
 
+def test_rows_of_200_are_more_where_more_of_them_is_padding(tmp_path: Path) -> None:
+    for dataset, rows in (("halfcheetah", "7"), ("hopper", "15")):
+        short, long, stream = matrix.runs(tmp_path, [0], [dataset], ["hawk"], list(matrix.REGIMES))
+        assert long.options[-2:] == ["--batch-size", rows]
+        assert "--batch-size" not in short.options + stream.options
+
+
 def test_a_run_that_was_finished_meanwhile_is_not_begun(tmp_path: Path) -> None:
     begun = matrix.Run(tmp_path / "begun", ["--no-such-option"])
     assert matrix.Trainings().train(begun) == 2
