@@ -75,6 +75,22 @@ def test_the_tables_and_the_file_have_every_contender(
     )
 
 
+def test_the_tables_of_the_docs_are_those_of_the_run_beside_them(capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(__file__).parents[1]
+    figures = json.loads((root / "docs" / "results" / "train.json").read_text())
+    for table in train.TABLES:
+        train.print_table(table, figures[table])
+    train.print_sweep(figures["sweep"])
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert "\n".join(printed) in "\n".join(
+        line for line in (root / "docs" / "results.md").read_text().splitlines() if line.startswith("|")
+    )
+    readme = (root / "README.md").read_text()
+    for name in ("aaren", "hawk", "flash", "transformer"):
+        speed = [row["env_steps_per_s"] for table in train.TABLES for row in figures[table] if row["contender"] == name]
+        assert f" | {' | '.join(f'{one:,.0f}' for one in speed)} |" in readme
+
+
 def test_memory_is_what_was_held_at_once_beyond_what_was_there_before() -> None:
     def make() -> Any:
         return contenders.Contender("one", "joint", 1, 1, 1, 1, lambda: torch.ones(50, 1024, 1024).sum())
