@@ -262,6 +262,17 @@ def test_the_ring_remembers_what_is_not_finite(activation: str, which: int, guar
             assert torch.allclose(one, other, rtol=0.0, atol=EXACT, equal_nan=True)
 
 
+def test_plain_causal_attention_makes_no_table_of_tokens_by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(importlib.import_module("rlseq.kernels.local_attention.blocked"), "_attend")
+    q, k, v = torch.randn(3, 2, 9, 2, 4)
+    reset = torch.zeros(2, 9, dtype=torch.bool)
+    reset[:, 0] = True
+    local_attention(q, k, v, 9, reset=reset)
+    reset[:, 4] = True
+    with pytest.raises(NameError, match="_attend"):
+        local_attention(q, k, v, 9, reset=reset)
+
+
 def test_the_window_counts_the_query_itself() -> None:
     q, k, v, _ = _inputs(6, heads=(1, 1))
     o, state = local_attention(q, k, v, 1)

@@ -65,11 +65,12 @@ def local_attention(
     fits = past == 0 and length <= window
     if activation == "relu2" and _in_spans(q, k, dropout):
         o = _spanned(queries, keys, values, window, bias, first, fits and reset is None)
+    elif fits and reset is None and activation == "softmax" and bias is None:
+        o = _softmax(queries, keys, values, None, dropout)
     elif fits:
         distance = index[:, None] - index
         seen = (distance >= 0) if reset is None else (distance >= 0) & (index >= first[:, :, None])
-        plain = reset is None and activation == "softmax" and bias is None
-        o = _attend(queries, keys, values, window, activation, bias, None if plain else seen, distance, dropout)
+        o = _attend(queries, keys, values, window, activation, bias, seen, distance, dropout)
     else:
         if past == 0:
             keys, values = (functional.pad(one, (0, 0, 0, 0, window, 0)) for one in (keys, values))
@@ -128,6 +129,20 @@ def _spanned(q: Tensor, k: Tensor, v: Tensor, window: int, bias: Tensor | None, 
     return o.unflatten(0, (batch, heads)).transpose(1, 2).to(q.dtype)
 
 
+def _softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Softmax attention of (B, L, H, E) queries to (B, M, Hk, E) keys; mask (B or nothing, 1, L, M), None: causal."""
+    o = functional.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return o.transpose(1, 2)
+
+
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -135,35 +150,26 @@ def _attend(
     window: int,
     activation: str,
     bias: Tensor | None,
-    seen: Tensor | None,
+    seen: Tensor,
     distance: Tensor,
     dropout: float,
 ) -> Tensor:
     """Attention of (B, L, H, E) queries to (B, M, Hk, E) keys.
 
-    seen (B or nothing, L, M) is bool; None means causal, L = M, and is for a plain softmax. distance, of that shape, is
-    int64 from key to query, any number where a key is not seen. The rest is as in the public function.
+    seen (B or nothing, L, M) is bool. distance, of that shape, is int64 from key to query, any number where a key is
+    not seen. The rest is as in the public function.
     """
-    heads, key_heads = q.shape[2], k.shape[2]
-    queries, keys, values = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    mask = None if seen is None else seen.unsqueeze(-3)
-    if bias is not None or activation == "relu2":
-        dtype = compute_dtype(q)
-        queries, keys, values = queries.to(dtype), keys.to(dtype), values.to(dtype)
+    mask = seen.unsqueeze(-3)
+    if bias is None and activation == "softmax":
+        return _softmax(q, k, v, mask, dropout)
+    queries, keys, values = (one.to(compute_dtype(q)) for one in (q, k, v))
     if bias is not None:
         bias = distance_bias(bias.to(queries.dtype), distance).unsqueeze(-3)
-    if mask is None or activation == "softmax":
-        o = functional.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask if bias is None or mask is None else torch.where(mask, bias, -math.inf),
-            dropout_p=dropout,
-            is_causal=mask is None,
-            enable_gqa=heads != key_heads,
-        )
-        return o.transpose(1, 2).to(q.dtype)
+        if activation == "softmax":
+            return _softmax(queries, keys, values, torch.where(mask, bias, -math.inf), dropout).to(q.dtype)
+    queries, keys, values = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
     # query heads that share a key head are rows of one product
+    heads, key_heads = q.shape[2], k.shape[2]
     group = heads // key_heads
     scores = (queries / window).unflatten(1, (key_heads, group)).flatten(2, 3) @ keys.mT
     mask = mask.tile(group, 1)
