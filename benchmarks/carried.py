@@ -15,13 +15,12 @@ import argparse
 import itertools
 import json
 import math
-import shlex
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from command_line import check_picture
+from command_line import check_picture, script_provenance
 from scores import names_of
 from torch import Tensor
 
@@ -31,7 +30,6 @@ from rlseq.config import to_json
 from rlseq.data import SamplerConfig, TrajectoryStore, make_sampler
 from rlseq.errors import RlseqError
 from rlseq.progress import ProgressBar
-from rlseq.provenance import provenance
 from rlseq.types import Batch
 
 EDGES = (0, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 100_000)
@@ -141,7 +139,7 @@ def main() -> None:
                 bar.update(done, name)
     except RlseqError as error:
         parser.error(str(error))
-    print(json.dumps(provenance(shlex.join(["python", "benchmarks/carried.py", *sys.argv[1:]]))))
+    print(json.dumps(script_provenance()))
     columns = " | ".join(f"{a} to {b - 1}" for a, b in itertools.pairwise(bounds))
     print(f"\n| agent | state | {columns} |\n" + "|---" * (len(bounds) + 1) + "|")
     for name, loss in found.items():

@@ -1,13 +1,18 @@
-"""What several scripts check of their command lines before their work begins: files to write, threads."""
+"""What several scripts do with their command lines: check files and threads before the work, and write it down."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import os
+import shlex
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from rlseq.provenance import provenance
 
 MOST_THREADS = 1024
 """As many as ``rlseq bench`` takes; with millions of them the process dies."""
@@ -42,6 +47,11 @@ def threads(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
         raise argparse.ArgumentTypeError(f"must be 1 to {MOST_THREADS}, got {text}.")
     return int(text)
+
+
+def script_provenance() -> dict[str, Any]:
+    """``rlseq.provenance.provenance`` with this script's own command."""
+    return provenance(shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]))
 
 
 def set_threads(count: int) -> None:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -17,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from command_line import script_provenance
 
 from rlseq.data import SamplerConfig, TrajectoryStore, make_sampler, open_dataset
-from rlseq.provenance import provenance
 from rlseq.types import Batch
 
 CONFIGS = (
@@ -105,7 +103,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     store = open_dataset(arguments.dataset)
-    where = provenance(shlex.join(["python", "benchmarks/data.py", *sys.argv[1:]]))
+    where = script_provenance()
     print(json.dumps(where))
     print(f"dataset: {arguments.dataset}")
     rows = []

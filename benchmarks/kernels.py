@@ -14,7 +14,6 @@ import argparse
 import functools
 import json
 import math
-import shlex
 import statistics
 import sys
 import time
@@ -23,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import check_file, check_picture, set_threads, threads
+from command_line import check_file, check_picture, script_provenance, set_threads, threads
 from kernel_cases import CASES, SWEEP, Case, Function, chunk_attention
 from torch import Tensor
 
 from rlseq import kernels
 from rlseq.progress import ProgressBar
-from rlseq.provenance import provenance
 
 LIMIT, RIVAL_LIMIT = 1e-5, 1e-3
 """Largest relative error of a float32 value or gradient of what is timed: ours, and what it is compared with."""
@@ -265,7 +263,7 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a CUDA device, and torch sees none.")
     set_threads(options.threads[0])
-    where = provenance(shlex.join(["python", "benchmarks/kernels.py", *sys.argv[1:]]))
+    where = script_provenance()
     print(json.dumps(where))
     live = {
         row.op: row.implementation for row in kernels.status(options.device) if row.chosen and row.op in options.ops

@@ -6,12 +6,11 @@ python benchmarks/scores.py runs/matrix/*/
 A run is 3,000 updates of about 1,280 environment steps (rows of 20: 1,268 on HalfCheetah and 1,184 on Hopper, where
 more windows reach beyond an episode's end and are padded; rows of 200: 1,261 and 1,311; streams: 1,200), then ten
 episodes for each of two target returns, one inside the data and one beyond it, in recurrent and in window mode, with
-the last checkpoint. All read one
-`joint` token a step without timestep embeddings; beside them stand the published Transformer, three tokens a step
-with timestep embeddings, Aaren with its paper's norm and MLP, Aaren on a stream where it forgets its past at random,
-behaviour cloning of all and of the best tenth of the episodes, and an MLP that reads the return-to-go. Each job has one
-thread. Runs that are finished are kept, unfinished ones go on from their last checkpoint, so the command may be stopped
-and given again. --dry-run prints the commands.
+the last checkpoint. All read one `joint` token a step without timestep embeddings; beside them stand the published
+Transformer, three tokens a step with timestep embeddings, Aaren with its paper's norm and MLP, Aaren on a stream where
+it forgets its past at random, behaviour cloning of all and of the best tenth of the episodes, and an MLP that reads the
+return-to-go. Each job has one thread. Runs that are finished are kept, unfinished ones go on from their last
+checkpoint, so the command may be stopped and given again. --dry-run prints the commands.
 """
 
 from __future__ import annotations
@@ -25,16 +24,25 @@ import threading
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rlseq import backbones
 from rlseq.progress import ProgressBar
 
+
+class Dataset(NamedTuple):
+    """What is trained on and asked for."""
+
+    name: str
+    targets: tuple[str, str]
+    long_rows: int
+    """Rows of 200 in a batch, for 1,280 steps: the rest of a row is padding beyond its episode's end."""
+
+
 DATASETS = {
-    "halfcheetah": ("minari:rlseq/halfcheetah/medium-replay-v0", ("4200", "6000")),
-    "hopper": ("minari:rlseq/hopper/medium-replay-v0", ("1000", "3000")),
+    "halfcheetah": Dataset("minari:rlseq/halfcheetah/medium-replay-v0", ("4200", "6000"), 7),  # 180 steps in a row
+    "hopper": Dataset("minari:rlseq/hopper/medium-replay-v0", ("1000", "3000"), 15),  # 87, in the mean
 }
-LONG_ROWS = {"halfcheetah": "7", "hopper": "15"}
-"""Rows of 200 in a batch: a row holds 180 and 87 steps in the mean, the rest is padding beyond the episode's end."""
 REGIMES = {
     "k20": ["--window", "20"],
     "k200": ["--window", "200"],
@@ -83,16 +91,16 @@ def runs(out: Path, seeds: list[int], datasets: list[str], chosen: list[str], re
     found = []
     for seed in seeds:
         for data in datasets:
-            dataset, targets = DATASETS[data]
-            common = ["--dataset", dataset, "--updates", "3000", "--seed", str(seed), "--eval.during", "0"]
-            common += ["--eval.target-return", *targets, "--eval.mode", "recurrent", "window"]
+            dataset = DATASETS[data]
+            common = ["--dataset", dataset.name, "--updates", "3000", "--seed", str(seed), "--eval.during", "0"]
+            common += ["--eval.target-return", *dataset.targets, "--eval.mode", "recurrent", "window"]
             for name in chosen:
                 if name in CONTROLS:
                     found.append(Run(out / f"{data}-{name}-seed{seed}", [*common, *CONTROLS[name]]))
                     continue
                 for regime in regimes:
                     options = [*common, *OWN.get(name, []), "--backbone", name, *JOINT, *REGIMES[regime]]
-                    options += ["--batch-size", LONG_ROWS[data]] if regime == "k200" else []
+                    options += ["--batch-size", str(dataset.long_rows)] if regime == "k200" else []
                     found.append(Run(out / f"{data}-{name}-{regime}-seed{seed}", options))
     return found
 

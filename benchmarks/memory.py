@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from command_line import check_picture, threads
+from command_line import check_picture, script_provenance, threads
 
 import rlseq
 from rlseq.agents import Policy
@@ -43,7 +43,6 @@ from rlseq.envs.t_maze import TMazeVectorEnv
 from rlseq.errors import RlseqError, RunError
 from rlseq.evaluation import rollout
 from rlseq.progress import ProgressBar
-from rlseq.provenance import provenance
 from rlseq.report import write_json
 from rlseq.t_maze_data import write_minari
 from rlseq.training.checkpoint import all_of
@@ -224,7 +223,7 @@ class Run:
                 result |= {key: trained[key] for key in ("updates", "train_seconds", "parameters", "state_bytes")}
             except (ValueError, LookupError, TypeError) as error:
                 raise RunError(f"run: {self.folder} must hold a result, got {error!r}. Remove it.") from error
-            result["provenance"] = where()
+            result["provenance"] = script_provenance()
             write_json(self.file, result)
         policy, window, found = None, RECIPES[self.name].within(self.options.corridor), result["lengths"]
         edges = [] if window is None else [window - 1, window]
@@ -234,17 +233,12 @@ class Run:
                     mode = "recurrent" if window is None else "window"
                     agent = rlseq.load(self.folder, device="cpu")
                     policy = agent.policy(self.options.episodes, mode=mode, window=window, engine=engine)
-                when = {key: value for key, value in where().items() if key in ("date", "commit")}
+                when = {key: value for key, value in script_provenance().items() if key in ("date", "commit")}
                 found[str(length)] = {**ask(policy, length, self.label), "engine": engine, **when}
                 write_json(self.file, result)
             if found[str(length)]["success"] < 1:
                 break
         return result
-
-
-def where() -> dict[str, Any]:
-    """This command, the versions, the machine and the date."""
-    return provenance(shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]))
 
 
 def curve(result: Result) -> list[tuple[int, float]]:
@@ -361,7 +355,7 @@ def main() -> None:
     """Trains and asks what is missing, prints the table, draws the plot."""
     options, runs = parsed()
     torch.set_num_threads(options.threads)
-    print(json.dumps(where()), flush=True)
+    print(json.dumps(script_provenance()), flush=True)
     try:
         results = [one.result() for one in runs]
     except (RlseqError, OSError, MemoryError) as error:

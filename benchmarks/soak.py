@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -34,7 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from command_line import check_file
+from command_line import check_file, script_provenance
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -48,7 +47,6 @@ from rlseq.agents.policy import MODES
 from rlseq.cli import INTERRUPTED_EXIT
 from rlseq.errors import RlseqError
 from rlseq.progress import ProgressBar
-from rlseq.provenance import provenance
 from rlseq.report import Report
 
 SAME = 1e-5
@@ -284,7 +282,7 @@ def main() -> None:
     """Plays, compares, prints the table."""
     parser, options = parsed()
     torch.set_num_threads(1)
-    where = provenance(shlex.join(["python", "benchmarks/soak.py", *sys.argv[1:]]))
+    where = script_provenance()
     settings = {"rows": options.rows, "steps": options.steps, "seed": options.seed, "tolerance": SAME}
     cases = [
         (name, mode) for mode in options.modes for name in options.backbones if mode == "recurrent" or name in WINDOWED

@@ -30,7 +30,6 @@ import argparse
 import importlib.util
 import json
 import re
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -38,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command_line import threads
+from command_line import script_provenance, threads
 from synthetic_tasks import (
     TASKS,
     Model,
@@ -56,7 +55,6 @@ from synthetic_tasks import (
 from rlseq import backbones
 from rlseq.errors import RlseqError, RunError
 from rlseq.progress import ProgressBar
-from rlseq.provenance import provenance
 from rlseq.report import write_json
 from rlseq.training import OptimConfig
 
@@ -201,9 +199,7 @@ def result_of(run: Run) -> Result:
     with ProgressBar(f"{label}, asked", len(lengths(setting, recurrent))) as bar:
         found = evaluate(name, model, setting, seed, bar)
     result = {"settings": settings, "parameters": backbones.parameter_count(model), **log, "lengths": found}
-    write_json(
-        file, {**result, "provenance": provenance(shlex.join(["python", "benchmarks/synthetic.py", *sys.argv[1:]]))}
-    )
+    write_json(file, {**result, "provenance": script_provenance()})
     for leftover in (checkpoint, begun):
         leftover.unlink(missing_ok=True)
     return json.loads(file.read_text())
@@ -345,7 +341,7 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
     except (RlseqError, OSError) as error:
         parser.error(str(error))
-    print(json.dumps(provenance(shlex.join(["python", "benchmarks/synthetic.py", *sys.argv[1:]]))), flush=True)
+    print(json.dumps(script_provenance()), flush=True)
     try:
         results = [result_of(one) for one in runs]
     except RunError as error:

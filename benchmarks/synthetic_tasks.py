@@ -230,7 +230,7 @@ def options_of(name: str, task: Task) -> dict[str, Any]:
     """Options that are not a backbone's defaults; windows that have none hold a whole training sequence.
 
     Griffin's local attention sees half of a training sequence (512 tokens of 1,024 and 128 of 256 in arXiv 2402.19427,
-    section 6.2).
+    section 6.2); FLASH's chunk is at most that, so that there are earlier ones to read.
     """
     if name == "transformer":
         return {"preset": "modern", "heads": 4, "dropout": 0.0}

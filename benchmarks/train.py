@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import shlex
 import statistics
 import sys
 import time
@@ -26,7 +25,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from command_line import check_file, check_picture, set_threads, threads
+from command_line import check_file, check_picture, script_provenance, set_threads, threads
 from train_contenders import (
     Contender,
     names,
@@ -41,7 +40,6 @@ from rlseq import data
 from rlseq.bench import rivals
 from rlseq.errors import RlseqError
 from rlseq.progress import ProgressBar
-from rlseq.provenance import provenance
 
 Row = dict[str, Any]
 TABLES = {
@@ -195,7 +193,7 @@ def main() -> None:
         store = data.open_dataset(options.dataset)
     except (RlseqError, OSError) as error:
         parser.error(str(error))
-    where = provenance(shlex.join(["python", "benchmarks/train.py", *sys.argv[1:]]))
+    where = script_provenance()
     print(json.dumps(where))
     figures: dict[str, list[Row]] = {}
     for table in options.tables:

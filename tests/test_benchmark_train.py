@@ -34,7 +34,7 @@ def without_eviction(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil"), [("flash", without_earlier_chunks), ("griffin", without_eviction)], ids=lambda one: str(one)[:9]
+    ("name", "spoil"), [("flash", without_earlier_chunks), ("griffin", without_eviction)], ids=("flash", "griffin")
 )
 def test_what_is_wrong_beyond_the_first_chunk_or_window_is_not_timed(
     name: str, spoil: Any, monkeypatch: pytest.MonkeyPatch
